@@ -1,0 +1,133 @@
+"""What encoder and decoder are made of: normalisation, residual blocks, single-head and linear attention, resampling.
+
+The modules carry the names of the released checkpoints (`norm1`, `nin_shortcut`, `proj_out` ...), so that those load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AttentionType = Literal["none", "vanilla", "linear"]
+
+
+class Normaliser(Protocol):
+    """Takes the place of a layer's own statistics: what the exact tiled form puts into every `Norm`."""
+
+    def __call__(self, norm: Norm, x: Tensor) -> Tensor: ...
+
+
+class Norm(nn.GroupNorm):
+    """Group normalisation, eps 1e-6, 32 groups; gcd(32, channels) groups where 32 does not divide the channels.
+
+    All channel counts of the released models divide by 32, so the rule changes none of them.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, channels), channels, eps=1e-6)
+        self.normaliser: Normaliser | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        if self.normaliser is not None:
+            return self.normaliser(self, input)
+        return super().forward(input)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU; in place where no gradient will be asked for, which saves one activation map at the peak."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), with a 1x1 convolution on the skip where the width changes."""
+
+    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = Norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = Norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        # Registered only where it exists: the released state dicts have no key for an identity.
+        if inputs != outputs:
+            self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
+        self.widens = inputs != outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, inputs, h, w) -> (b, outputs, h, w)."""
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        return h + (self.nin_shortcut(x) if self.widens else x)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions with one head as wide as the features."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = Norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        h = self.norm(x)
+        # (b, c, h, w) -> (b, 1 head, h w, c)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+
+
+class LinearAttention(nn.Module):
+    """Attention of linear cost (Shen et al., arXiv 1812.01243, one head): softmax over the positions of the keys only.
+
+    As in the original code it *replaces* its input: there is neither a norm before it nor a skip around it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.to_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        q, k, v = self.to_qkv(x).flatten(2).chunk(3, dim=1)  # each (b, c, h w)
+        context = v @ k.softmax(dim=-1).transpose(1, 2)  # (b, c of v, c of k)
+        return self.to_out((context @ q).reshape(x.shape))  # type: ignore[no-any-return]
+
+
+def attention(kind: AttentionType, channels: int) -> nn.Module:
+    """The attention layer of a recipe's `attention_type`; `none` is an identity without parameters."""
+    makers = {"none": lambda _: nn.Identity(), "vanilla": Attention, "linear": LinearAttention}
+    return makers[kind](channels)
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided convolution, padded by one on the right and at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h // 2, w // 2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Twice the size by nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, 2 h, 2 w)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]

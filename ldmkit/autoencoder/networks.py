@@ -1,0 +1,132 @@
+"""Encoder and decoder of the paper: residual convolutions with strided down- and nearest-neighbour up-sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from ldmkit.autoencoder.config import NetworkConfig
+from ldmkit.autoencoder.layers import Downsample, Norm, ResnetBlock, Upsample, attention, silu
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by its attention (an identity where the level has none)."""
+
+    def __init__(self, config: NetworkConfig, level: int, widths: Iterable[tuple[int, int]]) -> None:
+        super().__init__()
+        kind = config.attention_type if config.attends(level) else "none"
+        self.block = nn.ModuleList()
+        self.attn = nn.ModuleList()
+        for inputs, outputs in widths:
+            self.block.append(ResnetBlock(inputs, outputs, config.dropout))
+            self.attn.append(attention(kind, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c', h, w)."""
+        for block, attend in zip(self.block, self.attn, strict=True):
+            x = attend(block(x))
+        return x
+
+
+class EncoderLevel(Level):
+    """A level of the encoder, and the halving after it."""
+
+    def __init__(self, config: NetworkConfig, level: int, inputs: int, outputs: int) -> None:
+        super().__init__(config, level, _widths(inputs, outputs, config.blocks))
+        self.last = level == len(config.widths) - 1
+        if not self.last:
+            self.downsample = Downsample(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c', h / 2, w / 2), or (b, c', h, w) at the last level."""
+        x = super().forward(x)
+        return x if self.last else self.downsample(x)
+
+
+class DecoderLevel(Level):
+    """A level of the decoder, and the doubling after it."""
+
+    def __init__(self, config: NetworkConfig, level: int, inputs: int, outputs: int) -> None:
+        super().__init__(config, level, _widths(inputs, outputs, config.blocks + 1))
+        self.last = level == 0
+        if not self.last:
+            self.upsample = Upsample(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c', 2 h, 2 w), or (b, c', h, w) at full resolution."""
+        x = super().forward(x)
+        return x if self.last else self.upsample(x)
+
+
+class Middle(nn.Module):
+    """Two residual blocks at the lowest resolution, with attention between them if asked for."""
+
+    def __init__(self, config: NetworkConfig, width: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(width, width, config.dropout)
+        self.attn_1 = attention(config.attention_type if config.middle_attention else "none", width)
+        self.block_2 = ResnetBlock(width, width, config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        return self.block_2(self.attn_1(self.block_1(x)))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """Image (b, image_channels, h, w) -> (b, outputs, h / f, w / f); `down.0` is full resolution."""
+
+    def __init__(self, config: NetworkConfig, outputs: int) -> None:
+        super().__init__()
+        widths = config.widths
+        self.conv_in = nn.Conv2d(config.image_channels, config.channels, 3, padding=1)
+        self.down = nn.ModuleList(
+            EncoderLevel(config, level, inputs, width)
+            for level, (inputs, width) in enumerate(zip((config.channels, *widths), widths, strict=False))
+        )
+        self.mid = Middle(config, widths[-1])
+        self.norm_out = Norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, image_channels, h, w) -> (b, outputs, h / f, w / f)."""
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.head(self.mid(x))
+
+    def head(self, x: Tensor) -> Tensor:
+        """The last norm, activation and convolution."""
+        return self.conv_out(silu(self.norm_out(x)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """(b, latent_channels, h, w) -> image (b, image_channels, f h, f w); `up.0` is full resolution and runs last."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(config, widths[-1])
+        self.up = nn.ModuleList(
+            DecoderLevel(config, level, inputs, width)
+            for level, (inputs, width) in enumerate(zip((*widths[1:], widths[-1]), widths, strict=True))
+        )
+        self.norm_out = Norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(b, latent_channels, h, w) -> (b, image_channels, f h, f w)."""
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """The last norm, activation and convolution."""
+        return self.conv_out(silu(self.norm_out(x)))  # type: ignore[no-any-return]
+
+
+def _widths(inputs: int, outputs: int, blocks: int) -> list[tuple[int, int]]:
+    """(in, out) of each residual block of a level: the first one changes the width."""
+    return [(inputs, outputs), *[(outputs, outputs)] * (blocks - 1)]

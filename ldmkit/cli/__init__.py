@@ -1,0 +1,121 @@
+"""The command line: one thin file a verb. Commands import what they need when they are called, so `--help` loads no torch.
+
+Exit codes: 0 done; 2 the user's to mend; 1 ours; 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+VERBS = ("run", "sample", "evaluate", "report", "plan", "recipe", "plugins", "doctor")
+
+FIRST_SCREEN = """\
+ldmkit {version}: latent diffusion in which every conditioning modality is a plugin
+
+  ldmkit run superres                 train on real photographs, 5 minutes on 2 CPU cores, and write a report
+  ldmkit recipe list                  the recipes that are ready to run
+  ldmkit recipe copy superres         get one to change; `ldmkit plan FILE` shows what it would train
+  ldmkit plugins list                 the conditioners, data sources, samplers and metrics that are installed
+
+`ldmkit --help` lists every command, `ldmkit COMMAND --help` explains one.
+"""
+
+
+class Verbs(click.Group):
+    """Finds a command in the file of its name."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"ldmkit.cli.{name}").command
+        return command
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(context, args)
+        except click.UsageError as error:
+            from ldmkit.messages import did_you_mean
+
+            if "ossible" not in error.message and (guess := did_you_mean(args[0], VERBS)):
+                raise click.UsageError(error.message + guess, context) from None
+            raise
+
+
+@click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ldmkit", message="ldmkit %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def group(context: click.Context, debug: bool) -> None:
+    """Latent diffusion in which every conditioning modality is a plugin."""
+    if context.invoked_subcommand is None:
+        from importlib.metadata import version
+
+        click.echo(FIRST_SCREEN.format(version=version("ldmkit")), nl=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The `ldmkit` command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a narrow code page is no reason to fail
+    # Accepted before and after the command's name.
+    sys.exit(_call([argument for argument in given if argument != "--debug"], debug))
+
+
+def _call(arguments: list[str], debug: bool) -> int:
+    from ldmkit.errors import LdmkitError
+
+    try:
+        result = group.main(arguments, prog_name="ldmkit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return 0
+    except LdmkitError as error:
+        return _report(error, error.exit_code, debug)
+    except Exception as error:
+        # What a signal ended in good order says its code itself (`ldmkit.training.stop`, not imported here: torch).
+        code = getattr(error, "exit_code", None)
+        return _report(error, code, debug) if isinstance(code, int) else _ours(error, debug)
+
+
+def _report(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    else:
+        click.echo(f"error: {error}" if code == 2 else str(error), err=True)
+    return code
+
+
+def _ours(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    else:
+        from ldmkit.registry import last_line
+
+        click.echo(f"internal error: {last_line(error)}", err=True)
+        click.echo("  This is a fault in ldmkit or a plugin; run again with --debug to see where", err=True)
+    return 1

@@ -1,0 +1,58 @@
+"""A registered conditioner, examined against its contract on samples of a data source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldmkit.plugins import Registry
+
+SIZE = 64  # pixels of the samples
+SAMPLES = 4
+
+
+def examine(
+    registry: Registry, name: str, options: Mapping[str, Any], data: str, fields: Mapping[str, str]
+) -> str | None:
+    """What is wrong with the conditioner `name`, in words, or None.
+
+    `options` are given to its constructor, after its `fit` has seen the data; `fields` maps its fields to those of the data.
+    """
+    from ldmkit.data import Dataset
+    from ldmkit.options import derived
+    from ldmkit.recipe.components import complete_options
+    from ldmkit.testing import LATENT, ContractError, check_conditioner
+
+    kind = registry.conditioners.load(name)
+    source = registry.data_sources.load(data)().split("train")
+    aligned = frozenset(fields.get(field, field) for field in kind.aligned)
+    dataset = Dataset(source, size=SIZE, aligned=aligned)
+    samples = [_renamed(dataset.sample(index), kind.reads, fields) for index in range(SAMPLES)]
+    model = registry.conditioners.options_of(kind)
+    learned = kind.fit(dict(options), _first(source, kind.reads, fields))
+    complete = complete_options(model, {**learned, **options})
+    conditioner = kind(**model.read(complete).arguments(), **dict.fromkeys(derived(kind), LATENT))
+    try:
+        check_conditioner(conditioner, samples[0], others=samples[1:])
+    except ContractError as error:
+        return str(error)
+    return None
+
+
+def _first(source: Any, reads: tuple[str, ...], fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    for index in range(64):
+        yield _renamed(source[index], reads, fields)
+
+
+def _renamed(sample: Mapping[str, Any], reads: tuple[str, ...], fields: Mapping[str, str]) -> dict[str, Any]:
+    """A sample with the fields that are read, under the names that the conditioner knows."""
+    from ldmkit.errors import DataError
+
+    wanted = {field: fields.get(field, field) for field in ("image", *reads)}
+    if missing := [name for name in wanted.values() if name not in sample]:
+        raise DataError(
+            f"the data has no field {', '.join(missing)}; it has {', '.join(sample)}",
+            hint="choose other data (--data), or say which field to read: --field label=class",
+        )
+    return {field: sample[name] for field, name in wanted.items()}

@@ -1,0 +1,61 @@
+"""`ldmkit plan RECIPE`: what would be trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ldmkit.cli.shared import echo_json, json_option, load_recipe, recipe_argument
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ldmkit.planning import Plan
+
+
+@click.command(name="plan")
+@recipe_argument
+@json_option
+def command(recipe: str, overrides: tuple[str, ...], files: tuple[str, ...], as_json: bool) -> None:
+    """Show what a recipe would train: shapes, parameters, memory, FLOPs. No weights are made."""
+    complete, registry = load_recipe(recipe, overrides, files)
+
+    from ldmkit.planning import plan
+
+    found = plan(complete, registry)
+    if as_json:
+        echo_json(found.to_json())
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{found.name}: images {found.size[0]}x{found.size[1]}, {_short(found.parameters)} parameters")
+    for table in _tables(found, lines=console.is_terminal):
+        console.print(table)
+    console.print("FLOPs of UNet and autoencoder, forward and backward; memory in fp32, without torch's own.")
+
+
+def _tables(found: Plan, *, lines: bool) -> list[Table]:
+    from rich import box
+    from rich.table import Table
+
+    style: Any = {"box": box.SIMPLE if lines else None, "padding": (0, 2, 0, 0)}
+    parts = Table("part", "type", "output", "parameters", "trained", "FLOPs an image", **style)
+    for part in found.parts:
+        flops = "" if part.flops is None else _short(part.flops)
+        parts.add_row(part.name, part.kind, part.output, _short(part.parameters), _short(part.trained), flops)
+    stages = Table("stage", "steps", "batch", "FLOPs in all", "memory", **style)
+    for stage in found.stages:
+        memory = f"{stage.memory / 2**20:,.0f} MiB"
+        stages.add_row(stage.name, str(stage.steps), str(stage.batch), _short(stage.flops), memory)
+    return [parts, stages]
+
+
+def _short(number: int) -> str:
+    """`1.23 M`."""
+    value, units = float(number), ["", " k", " M", " G", " T", " P", " E"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.3g}{units[0]}"

@@ -1,0 +1,189 @@
+"""`ldmkit plugins list|show|new|check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ldmkit.cli.shared import echo_json, echo_table, json_option, pairs, plugin_files, values
+
+if TYPE_CHECKING:
+    from ldmkit.plugins import Registry
+    from ldmkit.registry import Catalog, Entry
+
+
+@click.group(name="plugins")
+def command() -> None:
+    """List, show, write and check plugins."""
+
+
+@command.command(name="list")
+@click.option("-v", "--verbose", is_flag=True, help="Show targets, and how long each plugin took to import.")
+@plugin_files
+@json_option
+def list_plugins(verbose: bool, files: tuple[str, ...], as_json: bool) -> None:
+    """What is registered, by whom, and which plugins are broken. Loads no torch."""
+    from ldmkit import plugins
+
+    registry = plugins.load(files=files)
+    entries = [(catalog, entry) for catalog in registry.catalogs.values() for entry in catalog.entries()]
+    if as_json:
+        echo_json(
+            {
+                "registered": [_facts(catalog, entry) for catalog, entry in entries],
+                "plugins": [
+                    {**vars(plugin.origin), "seconds": round(plugin.seconds, 4), "hooks": list(plugin.hooks)}
+                    for plugin in registry.plugins
+                ],
+                "problems": [
+                    {**vars(problem.origin), "cause": problem.cause, "remedy": problem.remedy}
+                    for problem in registry.problems
+                ],
+            }
+        )
+        return
+    header = ["name", "kind", "from", "version", *(["target"] if verbose else [])]
+    rows = []
+    for catalog, entry in entries:
+        twice = " (registered twice)" if catalog.claims(entry.name) > 1 else ""
+        origin = entry.origin.file or entry.origin.distribution or str(entry.origin)
+        target = [entry.target] if verbose else []
+        rows.append([entry.name + twice, catalog.kind.noun, origin, entry.origin.version or "", *target])
+    echo_table(header, rows)
+    if verbose:
+        click.echo()
+        echo_table(
+            ("plugin", "import", "hooks"),
+            [
+                (plugin.origin, f"{plugin.seconds * 1000:.0f} ms", ", ".join(plugin.hooks))
+                for plugin in registry.plugins
+            ],
+        )
+    for problem in registry.problems:
+        click.echo(f"\nbroken: {problem}" + (f"\n  {problem.remedy}" if problem.remedy else ""))
+
+
+@command.command()
+@click.argument("name")
+@plugin_files
+@json_option
+def show(name: str, files: tuple[str, ...], as_json: bool) -> None:
+    """Everything about one name: what it is, its options with types and defaults, ports, origin. Imports it."""
+    from ldmkit import plugins
+
+    registry = plugins.load(files=files)
+    found = [_details(catalog, name) for catalog in registry.catalogs.values() if name in catalog]
+    if not found:
+        raise _unknown(name, registry)
+    if as_json:
+        echo_json(found if len(found) > 1 else found[0])
+        return
+    for facts in found:
+        click.echo(f"{facts['name']}: {facts['kind']} from {facts['from']} ({facts['target']})")
+        if facts["about"]:
+            click.echo(f"  {facts['about']}")
+        for key in ("reads", "aligned", "ports"):
+            if facts.get(key):
+                click.echo(f"  {key}: {facts[key]}")
+        click.echo("  options:" if facts["options"] else "  no options")
+        for option in facts["options"]:
+            default = "required" if option["required"] else f"default {option['default']!r}"
+            click.echo(f"    {option['name']}: {option['type']}, {default}")
+
+
+@command.command()
+@click.argument("name")
+@click.option("--to", metavar="DIR", help="Where to write; default: ./ldmkit-NAME")
+def new(name: str, to: str | None) -> None:
+    """Write a plugin package with a conditioner NAME: entry point, test, recipe, README. Its tests pass at once."""
+    from ldmkit.cli.scaffold import write
+
+    folder = write(name, Path(to).expanduser() if to else None)
+    click.echo(f"{folder} is a package whose tests pass:\n")
+    click.echo(f"  cd {folder}\n  pip install -e .\n  pytest\n  ldmkit plugins show {name}")
+
+
+@command.command()
+@click.argument("name")
+@click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the conditioner.")
+@click.option("--data", default="scenes", show_default=True, help="The data source that the samples come from.")
+@click.option("--field", "fields", multiple=True, metavar="FIELD=NAME", help="Read the sample's NAME as FIELD.")
+@plugin_files
+@json_option
+def check(
+    name: str, options: tuple[str, ...], data: str, fields: tuple[str, ...], files: tuple[str, ...], as_json: bool
+) -> None:
+    """Examine a conditioner against its contract, on samples of a data source."""
+    from ldmkit import plugins
+    from ldmkit.cli.contract import examine
+
+    registry = plugins.load(files=files)
+    problem = examine(registry, name, values(options, "--option"), data, pairs(fields, "--field"))
+    if as_json:
+        echo_json({"name": name, "passed": problem is None, "problem": problem})
+    elif problem is None:
+        click.echo(f"{name} keeps its contract")
+    if problem is not None:
+        from ldmkit.errors import PluginError
+
+        raise PluginError(problem)
+
+
+def _facts(catalog: Catalog, entry: Entry) -> dict[str, Any]:
+    return {"name": entry.name, "kind": catalog.kind.noun, "target": str(entry.target), **vars(entry.origin)}
+
+
+def _details(catalog: Catalog, name: str) -> dict[str, Any]:
+    from ldmkit.options import describe
+
+    entry, loaded = catalog.entry(name), catalog.load(name)
+    options = [
+        {
+            "name": field.alias,
+            "type": describe(field.annotation),
+            "required": field.is_required(),
+            "default": None if field.is_required() else field.default,
+        }
+        for field in catalog.options_of(loaded).model_fields.values()
+    ]
+    return {
+        **_facts(catalog, entry),
+        "from": str(entry.origin),
+        "about": ((loaded.__doc__ or "").strip().splitlines() or [""])[0],
+        "options": options,
+        **_conditioner_facts(loaded),
+    }
+
+
+def _conditioner_facts(loaded: Any) -> dict[str, Any]:
+    """What only conditioners have. Ports are known once one is made; with its defaults, if they suffice."""
+    if not getattr(loaded, "reads", None):
+        return {}
+    import torch
+
+    facts = {"reads": ", ".join(loaded.reads), "aligned": ", ".join(loaded.aligned)}
+    try:
+        with torch.device("meta"):
+            emits = loaded().emits
+    except Exception:  # it needs options, or the latent space
+        return {**facts, "ports": "known once its options are"}
+    ports = {port: width for port, width in vars(emits).items() if width}
+    return {**facts, "ports": ", ".join(f"{port} {width}" for port, width in ports.items())}
+
+
+def _unknown(name: str, registry: Registry) -> Exception:
+    from ldmkit.errors import PluginError
+    from ldmkit.messages import did_you_mean
+
+    names = [known for catalog in registry.catalogs.values() for known in catalog]
+    broken = [
+        problem for problem in registry.problems if name in (problem.origin.entry_point, problem.origin.distribution)
+    ]
+    if broken:
+        return PluginError(str(broken[0]), hint=broken[0].remedy)
+    return PluginError(
+        f"nothing is registered as '{name}'{did_you_mean(name, names)}",
+        hint=f"`ldmkit plugins list` shows what is; perhaps: pip install ldmkit-{name}",
+    )

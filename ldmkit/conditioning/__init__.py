@@ -1,0 +1,36 @@
+"""The seam: a conditioning modality is a plugin that implements `Conditioner`; `ConditionerSet` does what is the same for all."""
+
+from ldmkit.conditioning.conditioner import RESERVED, Conditioner, as_tensor
+from ldmkit.conditioning.conditioner_set import ConditionerSet
+from ldmkit.conditioning.dropout import Dropout, Subset
+from ldmkit.conditioning.types import (
+    Batch,
+    Canvas,
+    Conditioning,
+    ForeignStage,
+    LatentSpec,
+    Ports,
+    Tensors,
+    concatenate,
+    pad_stack,
+)
+from ldmkit.conditioning.values import Values
+
+__all__ = [
+    "RESERVED",
+    "Batch",
+    "Canvas",
+    "Conditioner",
+    "ConditionerSet",
+    "Conditioning",
+    "Dropout",
+    "ForeignStage",
+    "LatentSpec",
+    "Ports",
+    "Subset",
+    "Tensors",
+    "Values",
+    "as_tensor",
+    "concatenate",
+    "pad_stack",
+]

@@ -1,0 +1,280 @@
+"""`ConditionerSet`: what is the same for every conditioner, done once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ldmkit.conditioning.conditioner import Conditioner
+from ldmkit.conditioning.dropout import Dropout
+from ldmkit.conditioning.types import Batch, Canvas, Conditioning, Tensors, pad_tokens
+from ldmkit.errors import PluginError, UsageError
+
+
+class ConditionerSet(nn.Module):
+    """A mapping of slot name to conditioner that gives the UNet one `Conditioning`.
+
+    Args:
+        conditioners: slot -> conditioner, in recipe order (which is the order of concat channels and of tokens).
+        vector_width: the width of the UNet's time embedding; vectors are projected to it and summed.
+        fields: slot -> {the conditioner's field: the sample's field}; a field that is not named keeps its name.
+        dropout: the distribution over dropped subsets; default: nothing is dropped.
+
+    Tokens are padded, projected to the context width (the widest token conditioner's; no projection where equal) and joined along
+    length; concat is joined along channels.
+    """
+
+    _token_projections: nn.ModuleDict
+    _vector_projections: nn.ModuleDict
+
+    def __init__(
+        self,
+        conditioners: Mapping[str, Conditioner],
+        *,
+        vector_width: int,
+        fields: Mapping[str, Mapping[str, str]] | None = None,
+        dropout: Dropout | None = None,
+    ) -> None:
+        super().__init__()
+        if "training" in conditioners:
+            raise UsageError("a slot cannot be named training: torch keeps the mode of a module under that name")
+        self.slots = tuple(conditioners)
+        self.vector_width = vector_width
+        self.dropout = dropout or Dropout.independent(dict.fromkeys(self.slots, 0.0))
+        given = fields or {}
+        self.fields = {s: {f: given.get(s, {}).get(f, f) for f in c.reads} for s, c in conditioners.items()}
+        self.context_width = max((c.emits.tokens for c in conditioners.values()), default=0)
+        self.concat_channels = sum(c.emits.concat for c in conditioners.values())
+        self.has_vector = any(c.emits.vector for c in conditioners.values())
+        # Written past `add_module`, which refuses slots that share a name with an attribute (`type`, `fields`): the weights
+        # are then simply `conditioners.<slot>.*`. No slot starts with an underscore.
+        self._modules.update(conditioners)
+        self._modules["_token_projections"] = nn.ModuleDict()
+        self._modules["_vector_projections"] = nn.ModuleDict()
+        self._token_projections._modules.update(self._projections("tokens", self.context_width))
+        self._vector_projections._modules.update(self._projections("vector", vector_width))
+        for conditioner in self.values():
+            for name in conditioner.frozen:
+                conditioner.get_submodule(name).requires_grad_(False).eval()
+
+    def _projections(self, port: str, width: int) -> dict[str, nn.Linear]:
+        widths = {slot: getattr(conditioner.emits, port) for slot, conditioner in self.items()}
+        return {slot: nn.Linear(own, width) for slot, own in widths.items() if own not in (0, width)}
+
+    # a mapping
+
+    def __getitem__(self, slot: str) -> Conditioner:
+        if slot not in self.slots:
+            raise UsageError(f"there is no slot {slot!r}; this model has {', '.join(self.slots) or 'none'}")
+        conditioner = self._modules[slot]
+        assert isinstance(conditioner, Conditioner)
+        return conditioner
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slots)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __contains__(self, slot: object) -> bool:
+        return slot in self.slots
+
+    def keys(self) -> tuple[str, ...]:
+        """The slots, in recipe order."""
+        return self.slots
+
+    def values(self) -> list[Conditioner]:
+        """The conditioners, in recipe order."""
+        return [self[slot] for slot in self.slots]
+
+    def items(self) -> list[tuple[str, Conditioner]]:
+        """(slot, conditioner), in recipe order."""
+        return [(slot, self[slot]) for slot in self.slots]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all but frozen submodules."""
+        super().train(mode)
+        for conditioner in self.values():
+            conditioner.train(mode)
+        return self
+
+    # for data
+
+    @property
+    def aligned(self) -> frozenset[str]:
+        """Fields of a sample that lie pixel on pixel with the image."""
+        return frozenset(self.fields[slot][name] for slot, c in self.items() for name in c.aligned)
+
+    def worker_copies(self) -> dict[str, Conditioner]:
+        """The conditioners without weights, as data workers need them."""
+        return {slot: conditioner.weightless() for slot, conditioner in self.items()}
+
+    def collate(self, images: Tensor, prepared: Sequence[Mapping[str, Tensors | None]], positions: Tensor) -> Batch:
+        """Rows that `prepare` or `from_user` made (None = absent) -> a batch; absent rows are filled with a present row's."""
+        present: dict[str, Tensor] = {}
+        collated: dict[str, Tensors | None] = {}
+        for slot, conditioner in self.items():
+            rows = [row.get(slot) for row in prepared]
+            present[slot] = torch.tensor([row is not None for row in rows], dtype=torch.bool)
+            filler = next((row for row in rows if row is not None), None)
+            if filler is None:
+                collated[slot] = None
+            else:
+                collated[slot] = conditioner.collate([filler if row is None else row for row in rows])
+        return Batch(images=images, prepared=collated, present=present, positions=positions)
+
+    # for the UNet
+
+    def forward(
+        self,
+        prepared: Mapping[str, Tensors | None],
+        present: Mapping[str, Tensor],
+        canvas: Canvas,
+        rows: int,
+        *,
+        dropped: Mapping[str, Tensor] | None = None,
+        negative: Mapping[str, Tensors] | None = None,
+    ) -> Conditioning:
+        """The joined conditioning of `rows` rows.
+
+        `dropped[slot]` (b,) bool: True rows get the slot's null. `negative[slot]`: prepared tensors of `rows` rows that stand
+        in for the slot's null.
+        """
+        answers: dict[str, Conditioning] = {}
+        for slot in self.slots:
+            keep = present[slot].to(canvas.device)
+            if dropped is not None and slot in dropped:
+                keep = keep & ~dropped[slot].to(canvas.device)
+            stand_in = (negative or {}).get(slot)
+            answers[slot] = self._answer(slot, prepared[slot], keep, canvas, rows, stand_in)
+        return self._join(answers)
+
+    def _answer(
+        self,
+        slot: str,
+        prepared: Tensors | None,
+        keep: Tensor,
+        canvas: Canvas,
+        rows: int,
+        stand_in: Tensors | None,
+    ) -> Conditioning:
+        conditioner = self[slot]
+        training = torch.is_grad_enabled() and conditioner.training
+        if prepared is not None and not training and bool(keep.all()):
+            return self._checked(slot, conditioner(prepared, canvas), canvas, rows)
+        if stand_in is not None:
+            null = self._checked(slot, conditioner(stand_in, canvas), canvas, rows)
+        else:
+            null = self._checked(slot, conditioner(None, canvas), canvas, 1).expand(rows)
+        if prepared is None or not bool(keep.any()):
+            return _touch(null, conditioner) if training else null
+        return where(keep, self._checked(slot, conditioner(prepared, canvas), canvas, rows), null)
+
+    def _checked(self, slot: str, answer: Conditioning, canvas: Canvas, rows: int) -> Conditioning:
+        """The answer, or an error that names the slot, what was promised and what came."""
+        emits = self[slot].emits
+        expected = {
+            "tokens": (rows, None, emits.tokens) if emits.tokens else None,
+            "vector": (rows, emits.vector) if emits.vector else None,
+            "concat": (rows, emits.concat, *canvas.grid) if emits.concat else None,
+        }
+        for port, shape in expected.items():
+            value = getattr(answer, port)
+            got = None if value is None else tuple(value.shape)
+            if not _fits(got, shape):
+                raise PluginError(
+                    f"the conditioner of slot {slot} ({type(self[slot]).__name__}) gave {port} of shape {got}; expected "
+                    f"{_shape(shape)} from emits = {emits} on a canvas with grid {canvas.grid}",
+                    hint="mend `encode`, `null` or `emits`; ldmkit.testing.check_conditioner finds which",
+                )
+        return answer
+
+    def _join(self, answers: Mapping[str, Conditioning]) -> Conditioning:
+        tokens: list[Tensor] = []
+        masks: list[Tensor | None] = []
+        vector: Tensor | None = None
+        for slot, answer in answers.items():
+            if answer.tokens is not None:
+                tokens.append(_project(self._token_projections, slot, answer.tokens))
+                masks.append(answer.mask)
+            if answer.vector is not None:
+                own = _project(self._vector_projections, slot, answer.vector)
+                vector = own if vector is None else vector + own
+        concat = [answer.concat for answer in answers.values() if answer.concat is not None]
+        return Conditioning(
+            tokens=torch.cat(tokens, dim=1) if tokens else None,
+            mask=_join_masks(tokens, masks),
+            vector=vector,
+            concat=torch.cat(concat, dim=1) if concat else None,
+        )
+
+    def nulls(self, canvas: Canvas) -> dict[str, Tensor]:
+        """Every null, materialised as ``slot.port`` -> one row: with these a model samples without a plugin's code."""
+        out: dict[str, Tensor] = {}
+        for slot, conditioner in self.items():
+            null = conditioner(None, canvas)
+            for port in ("tokens", "mask", "vector", "concat"):
+                value = getattr(null, port)
+                if value is not None:
+                    out[f"{slot}.{port}"] = value.detach()
+        return out
+
+
+def _project(projections: nn.ModuleDict, slot: str, value: Tensor) -> Tensor:
+    if slot not in projections:
+        return value
+    projected: Tensor = projections[slot](value)
+    return projected
+
+
+def where(keep: Tensor, answer: Conditioning, null: Conditioning) -> Conditioning:
+    """`answer` in the rows where `keep` (b,) is True, `null` elsewhere; tokens are padded to the longer of the two."""
+    tokens, mask = answer.tokens, answer.mask
+    if answer.tokens is not None and null.tokens is not None:
+        length = max(answer.tokens.shape[1], null.tokens.shape[1])
+        tokens, mask = pad_tokens(answer.tokens, answer.mask, length)
+        null_tokens, null_mask = pad_tokens(null.tokens, null.mask, length)
+        tokens = torch.where(keep[:, None, None], tokens, null_tokens.to(tokens.dtype))
+        if mask is not None or null_mask is not None:
+            full = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+            mask = torch.where(keep[:, None], full if mask is None else mask, full if null_mask is None else null_mask)
+    vector, concat = answer.vector, answer.concat
+    if vector is not None and null.vector is not None:
+        vector = torch.where(keep[:, None], vector, null.vector.to(vector.dtype))
+    if concat is not None and null.concat is not None:
+        concat = torch.where(keep[:, None, None, None], concat, null.concat.to(concat.dtype))
+    return Conditioning(tokens, mask, vector, concat)
+
+
+def _touch(conditioning: Conditioning, conditioner: Conditioner) -> Conditioning:
+    """Joins every parameter to the graph times zero: DDP needs each of them at every step."""
+    parameters = [p for p in conditioner.parameters() if p.requires_grad]
+    if not parameters:
+        return conditioning
+    nothing = torch.stack([parameter.sum() for parameter in parameters]).sum() * 0.0
+    return conditioning.map(lambda value: value if value.dtype == torch.bool else value + nothing.to(value.dtype))
+
+
+def _join_masks(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | None:
+    if all(mask is None for mask in masks):
+        return None
+    full = [
+        torch.ones(value.shape[:2], dtype=torch.bool, device=value.device) if mask is None else mask
+        for value, mask in zip(tokens, masks, strict=True)
+    ]
+    return torch.cat(full, dim=1)
+
+
+def _fits(got: tuple[int, ...] | None, expected: tuple[int | None, ...] | None) -> bool:
+    if got is None or expected is None:
+        return got is None and expected is None
+    return len(got) == len(expected) and all(e is None or e == g for g, e in zip(got, expected, strict=True))
+
+
+def _shape(expected: tuple[int | None, ...] | None) -> str:
+    if expected is None:
+        return "none"
+    return "(" + ", ".join("length" if side is None else str(side) for side in expected) + ")"

@@ -1,0 +1,102 @@
+"""What a person gives to `sample` -> one prepared row an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ldmkit.conditioning.conditioner_set import ConditionerSet
+from ldmkit.conditioning.types import Tensors
+from ldmkit.errors import UsageError
+
+Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+Prepared = list[dict[str, Tensors | None]]
+
+
+def rows(values: Values, count: int | None) -> list[Mapping[str, Any]]:
+    """One mapping slot -> value an image.
+
+    `values` is a sequence of such mappings, one an image, or one mapping, in which a `torch.Tensor` is a batch with its rows
+    in the first dimension and anything else is one person's value, repeated `count` times (default 1). Raises `UsageError`
+    where the numbers of rows differ.
+    """
+    if values is None:
+        return [{} for _ in range(_count(count, None, "nothing"))]
+    if not isinstance(values, Mapping):
+        _count(count, len(values), "values")
+        return list(values)
+    lengths = {slot: value.shape[0] for slot, value in values.items() if isinstance(value, Tensor) and value.ndim}
+    if len(set(lengths.values())) > 1:
+        raise UsageError(
+            f"the tensors of {', '.join(lengths)} have {', '.join(map(str, lengths.values()))} rows; give as many of each"
+        )
+    total = _count(count, next(iter(lengths.values()), None), ", ".join(lengths))
+    return [{slot: value[i] if slot in lengths else value for slot, value in values.items()} for i in range(total)]
+
+
+def _count(count: int | None, given: int | None, what: str) -> int:
+    if count is not None and given is not None and count != given:
+        raise UsageError(
+            f"count is {count}, but {what} holds {given} rows", hint="leave count out, or give as many rows"
+        )
+    total = given if given is not None else 1 if count is None else count
+    if total < 1:
+        raise UsageError(f"{total} images were asked for; at least 1 is needed")
+    return total
+
+
+def prepare(
+    conditioners: ConditionerSet,
+    given: Sequence[Mapping[str, Any]],
+    size: tuple[int, int] | None,
+    default: tuple[int, int],
+) -> tuple[Prepared, tuple[int, int]]:
+    """The rows, prepared, and the image size (h, w): the one asked for, else the one the conditions imply, else `default`."""
+    _check_slots(conditioners, given)
+    prepared = _prepare_all(conditioners, given, size or default)
+    if size is not None:
+        return prepared, size
+    implied = _implied(conditioners, prepared)
+    if implied is None or implied == default:
+        return prepared, default
+    return _prepare_all(conditioners, given, implied), implied
+
+
+def _check_slots(conditioners: ConditionerSet, given: Sequence[Mapping[str, Any]]) -> None:
+    unknown = sorted({slot for row in given for slot in row} - set(conditioners))
+    if unknown:
+        raise UsageError(
+            f"no slot is called {', '.join(unknown)}",
+            hint=f"the slots of this model are {', '.join(conditioners) or 'none: it is unconditional'}",
+        )
+
+
+def _prepare_all(conditioners: ConditionerSet, given: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Prepared:
+    seen: dict[tuple[str, int], Tensors] = {}  # a value repeated over rows is prepared once
+
+    def one(slot: str, value: Any) -> Tensors | None:
+        if value is None:
+            return None
+        key = (slot, id(value))
+        if isinstance(value, Tensor) or key not in seen:
+            seen[key] = conditioners[slot].from_user(value, size)
+        return seen[key]
+
+    return [{slot: one(slot, row.get(slot)) for slot in conditioners} for row in given]
+
+
+def _implied(conditioners: ConditionerSet, prepared: Prepared) -> tuple[int, int] | None:
+    sizes: dict[tuple[int, int], str] = {}
+    for row in prepared:
+        for slot, tensors in row.items():
+            size = None if tensors is None else conditioners[slot].output_size(tensors)
+            if size is not None:
+                sizes.setdefault(size, slot)
+    if len(sizes) > 1:
+        named = ", ".join(f"{h} x {w} ({slot})" for (h, w), slot in sizes.items())
+        raise UsageError(
+            f"the conditions imply images of different sizes: {named}", hint="sample them apart, or give `size`"
+        )
+    return next(iter(sizes), None)

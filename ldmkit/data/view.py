@@ -1,0 +1,127 @@
+"""A view: one geometric draw (crop, resize, flip) that a picture and everything lying on it go through together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Generator, Tensor
+
+from ldmkit.data.images import to_tensor
+from ldmkit.data.sample import printable
+from ldmkit.data.source import Crop
+from ldmkit.errors import DataError
+
+Size = tuple[int, int]  # (h, w)
+
+
+@dataclass(frozen=True)
+class View:
+    """A window (left, top, right, bottom) in pixels of a picture of size `picture`, brought to `size`, then mirrored."""
+
+    picture: Size
+    window: tuple[float, float, float, float]
+    size: Size
+    flip: bool = False
+
+    def image(self, image: Image.Image, channels: int | None = None) -> Tensor:
+        """A picture ("L" or "RGB") -> float (c, h, w) in [-1, 1]; antialiased bicubic. `channels` 1 gives its luminance."""
+        height, width = self.size
+        cut = image.resize((width, height), Image.Resampling.BICUBIC, box=self.window)
+        if channels is not None:
+            cut = cut.convert("L" if channels == 1 else "RGB")
+        return to_tensor(self._mirrored(cut))
+
+    def ids(self, ids: NDArray[Any]) -> Tensor:
+        """Class ids (h, w) -> int64 (h, w), by nearest neighbour: no id appears that was not there."""
+        left, top, right, bottom = self.window
+        height, width = self.size
+        rows = _centres(top, bottom, height, ids.shape[0])
+        columns = _centres(left, right, width, ids.shape[1])
+        cut = ids[rows[:, None], columns[None, :]]
+        return torch.from_numpy((cut[:, ::-1] if self.flip else cut).astype(np.int64))
+
+    def numbers(self, values: NDArray[Any]) -> Tensor:
+        """Numbers (h, w) or (c, h, w) -> float (c, h, w), in their own range; antialiased bilinear, which never overshoots."""
+        height, width = self.size
+        planes = values[None] if values.ndim == 2 else values
+        cut = [
+            self._mirrored(
+                Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(
+                    (width, height), Image.Resampling.BILINEAR, box=self.window
+                )
+            )
+            for plane in planes
+        ]
+        return torch.from_numpy(np.stack([np.array(plane, dtype=np.float32) for plane in cut]))
+
+    def boxes(self, boxes: NDArray[Any]) -> Tensor:
+        """Rows (class, left, top, right, bottom) in fractions of the picture -> the same of the view; those outside are gone."""
+        if len(boxes) == 0:
+            return torch.zeros(0, 5)
+        height, width = self.picture
+        left, top, right, bottom = self.window
+        out = torch.as_tensor(np.asarray(boxes), dtype=torch.float32).clone()
+        out[:, 1::2] = ((out[:, 1::2] * width - left) / (right - left)).clamp(0, 1)
+        out[:, 2::2] = ((out[:, 2::2] * height - top) / (bottom - top)).clamp(0, 1)
+        if self.flip:
+            out[:, [1, 3]] = 1 - out[:, [3, 1]]
+        return out[(out[:, 3] > out[:, 1]) & (out[:, 4] > out[:, 2])]
+
+    def _mirrored(self, image: Image.Image) -> Image.Image:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
+
+
+def _centres(start: float, stop: float, count: int, limit: int) -> NDArray[np.intp]:
+    """The source pixel below the centre of each of `count` target pixels."""
+    centres = start + (np.arange(count) + 0.5) * (stop - start) / count
+    return np.clip(np.floor(centres), 0, limit - 1).astype(np.intp)
+
+
+def draw_view(
+    picture: Size,
+    size: Size,
+    *,
+    crop: Crop = "center",
+    flip: bool = False,
+    zoom: tuple[float, float] | None = None,
+    generator: Generator | None = None,
+) -> View:
+    """A window of the picture with the aspect of `size`.
+
+    `zoom` (low, high) is its scale in picture pixels per view pixel, log-uniform between the two and never more than fits; None:
+    the largest window that fits. A picture smaller than `size` is enlarged. Without a generator: the centre, `low`, not mirrored.
+    """
+    if min(picture) < 1 or min(size) < 1:
+        raise DataError(f"a view of {size[0]} x {size[1]} pixels cannot be cut from {picture[0]} x {picture[1]}")
+    largest = min(picture[0] / size[0], picture[1] / size[1])
+    # Four numbers whatever the options, so that switching one on moves no other.
+    draws = [0.0, 0.5, 0.5, 1.0] if generator is None else torch.rand(4, generator=generator).tolist()
+    if zoom is None:
+        scale = largest
+    else:
+        low, high = (min(bound, largest) for bound in zoom)
+        scale = math.exp(math.log(low) + draws[0] * (math.log(high) - math.log(low)))
+    height, width = min(size[0] * scale, picture[0]), min(size[1] * scale, picture[1])
+    spare_rows, spare_columns = picture[0] - height, picture[1] - width
+    if crop == "random":  # whole pixels: at scale 1 nothing is interpolated
+        top, left = math.floor(draws[1] * (int(spare_rows) + 1)), math.floor(draws[2] * (int(spare_columns) + 1))
+        top, left = min(top, int(spare_rows)), min(left, int(spare_columns))
+    else:
+        top, left = int(spare_rows / 2), int(spare_columns / 2)
+    window = (float(left), float(top), left + width, top + height)
+    return View(picture, window, size, flip=flip and draws[3] < 0.5)
+
+
+def sizes_differ(picture: tuple[int, ...], other: tuple[int, ...], name: str, image_path: str, path: str) -> DataError:
+    """The error for something that should lie pixel on pixel with its image and does not."""
+    return DataError(
+        f"the image is {picture[0]} x {picture[1]} pixels (h x w) and its {name} {other[0]} x {other[1]}; they must be equal\n"
+        f"  image: {printable(image_path)}\n  {name}: {printable(path)}",
+        hint="save both at the same size (and without an EXIF rotation in only one of them)",
+    )

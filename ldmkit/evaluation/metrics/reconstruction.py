@@ -1,0 +1,45 @@
+"""What the autoencoder keeps of a picture: the bound of everything painted in its latent space."""
+
+from __future__ import annotations
+
+from ldmkit.autoencoder.perceptual import Backbone, Perceptual
+from ldmkit.evaluation.context import Evaluation
+from ldmkit.evaluation.metric import Metric
+from ldmkit.evaluation.metrics.perceptual import STAND_IN, perceptual_distance
+from ldmkit.evaluation.metrics.similarity import psnr, ssim
+from ldmkit.evaluation.results import Figure
+
+
+class Reconstruction(Metric):
+    """PSNR, SSIM and LPIPS of held-out pictures after encoding and decoding.
+
+    Args:
+        net, weights: of LPIPS; `weights` null leaves LPIPS out.
+    """
+
+    def __init__(self, *, net: Backbone = "alex", weights: str | None = "random") -> None:
+        self.net, self.weights = net, weights
+
+    def compute(self, evaluation: Evaluation) -> list[Figure]:
+        truth, decoded = evaluation.truth, evaluation.reconstructions
+        note = (
+            "Held-out pictures after encoding and decoding: no sample in this latent space can be closer to the truth."
+        )
+        figures = [
+            evaluation.figure(
+                "reconstruction-psnr", psnr(decoded, truth), title="autoencoder PSNR", unit="dB", note=note
+            ),
+            evaluation.figure("reconstruction-ssim", ssim(decoded, truth), title="autoencoder SSIM", note=note),
+        ]
+        if self.weights is not None:
+            network = Perceptual(self.net, self.weights).to(evaluation.device)
+            figures.append(
+                evaluation.figure(
+                    "reconstruction-lpips",
+                    perceptual_distance(network, decoded, truth, evaluation),
+                    title=f"autoencoder {network.label}",
+                    better="lower",
+                    note=f"{note} {STAND_IN}" if self.weights == "random" else note,
+                )
+            )
+        return figures

@@ -1,0 +1,34 @@
+"""Guidance, by wrapping: a guided denoiser is a denoiser, (x_t (b, c, h, w), t (b,)) -> x_0 (b, c, h, w).
+
+`parse` reads what a person wrote into weights over branches; `guided` (and `apg`, `plus_plus`, `perp_neg`) combine the
+branches' answers, all of them from one call of the network. `autoguided` and the gradients wrap any denoiser.
+
+Everything combines predictions of x_0. Weights sum to 1, and at given x_t the predictions eps and v are affine in x_0,
+so the same weights on eps or v give the same sample.
+"""
+
+from ldmkit.guidance.apg import apg
+from ldmkit.guidance.autoguidance import autoguided
+from ldmkit.guidance.branches import Branches, ConditionalDenoiser, Interval, Subset, Weights, guided
+from ldmkit.guidance.gradient import gradient_guided, noisy_gradient_guided
+from ldmkit.guidance.parsing import Guidance, parse
+from ldmkit.guidance.perp_neg import perp_neg
+from ldmkit.guidance.plus_plus import Levels, plus_plus
+
+__all__ = [
+    "Branches",
+    "ConditionalDenoiser",
+    "Guidance",
+    "Interval",
+    "Levels",
+    "Subset",
+    "Weights",
+    "apg",
+    "autoguided",
+    "gradient_guided",
+    "guided",
+    "noisy_gradient_guided",
+    "parse",
+    "perp_neg",
+    "plus_plus",
+]

@@ -1,0 +1,78 @@
+"""Every hook of ldmkit. A plugin is a torch-free module with functions of these names, marked `@hookimpl`.
+
+    # ldmkit_depth/__init__.py, named in pyproject.toml:  [project.entry-points.ldmkit]  depth = "ldmkit_depth"
+    from ldmkit import hookimpl
+
+    @hookimpl
+    def ldmkit_register_conditioners(register):
+        register("depth", "ldmkit_depth.conditioner:Depth")
+
+The `ldmkit_register_*` hooks are called once, when plugins are discovered. The others are observers: they get facts about
+a run and change no number. A hook implementation may leave out arguments it does not use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+PROJECT = "ldmkit"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Register(Protocol):
+    """`register(name, target)`: the name is `[a-z0-9-]+`, the target "package.module:Name", imported on first use, or a class."""
+
+    def __call__(self, name: str, target: object) -> None: ...
+
+
+class RunFacts(Protocol):
+    """What an observer may read of a run."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def recipe(self) -> Any: ...
+
+
+@hookspec
+def ldmkit_register_conditioners(register: Register) -> None:
+    """Register conditioners: subclasses of `ldmkit.Conditioner`."""
+
+
+@hookspec
+def ldmkit_register_data_sources(register: Register) -> None:
+    """Register data sources: subclasses of `ldmkit.data.Source`."""
+
+
+@hookspec
+def ldmkit_register_samplers(register: Register) -> None:
+    """Register samplers: functions `(denoiser, noise, schedule, steps, *, <options>, generators, callback) -> latents`."""
+
+
+@hookspec
+def ldmkit_register_metrics(register: Register) -> None:
+    """Register metrics: what a recipe's `evaluate:` names."""
+
+
+@hookspec
+def ldmkit_run_started(run: RunFacts) -> None:
+    """A run is about to train: its directory exists, and nothing has been computed yet."""
+
+
+@hookspec
+def ldmkit_step_logged(run: RunFacts, step: int, metrics: Mapping[str, float]) -> None:
+    """Numbers were written to `metrics.jsonl` at this optimizer step. `metrics` is read-only."""
+
+
+@hookspec
+def ldmkit_run_finished(run: RunFacts, error: BaseException | None) -> None:
+    """A run has ended: `error` is None when it finished, else what stopped it."""

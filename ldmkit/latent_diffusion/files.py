@@ -1,0 +1,102 @@
+"""A saved model: `config.json` and safetensors; no code, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldmkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ldmkit.latent_diffusion.model import LatentDiffusion
+
+FORMAT = 1
+CONFIG, WEIGHTS, RAW, NULLS = "config.json", "model.safetensors", "raw.safetensors", "nulls.safetensors"
+
+
+def write(model: LatentDiffusion, path: Path, raw: Mapping[str, Tensor] | None = None) -> Path:
+    """The model in a new directory, written aside and renamed, so that no half of it is ever seen."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists already", hint="choose a new directory; nothing was written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f".{path.name}-{uuid4().hex[:8]}"
+    aside.mkdir()
+    try:
+        config = json.dumps({"format": FORMAT, **model.config}, indent=2, ensure_ascii=False)
+        (aside / CONFIG).write_text(config + "\n", encoding="utf-8")
+        save_file(_plain(model.state_dict()), aside / WEIGHTS, metadata={"format": "pt"})
+        if raw:
+            save_file(_plain(raw), aside / RAW, metadata={"format": "pt"})
+        nulls = _nulls(model)
+        if nulls:
+            save_file(_plain(nulls), aside / NULLS, metadata={"format": "pt"})
+        if path.exists():
+            path.rmdir()
+        os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return path
+
+
+def _nulls(model: LatentDiffusion) -> dict[str, Tensor]:
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        nulls = model.conditioners.nulls(model.canvas())
+    model.train(training)
+    return nulls
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # A copy each: safetensors refuses tensors that share memory (an expanded null, tied weights).
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of a saved model. Raises `CheckpointError`."""
+    file = path / CONFIG
+    if not file.is_file():
+        raise CheckpointError(
+            f"there is no saved model in {path}: {CONFIG} is missing", hint="give a run, or what `model.save` wrote"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise CheckpointError(f"{file} is no configuration of ldmkit")
+    if config["format"] > FORMAT:
+        raise CheckpointError(
+            f"{file} has format {config['format']}; this ldmkit reads up to {FORMAT}", hint="upgrade ldmkit"
+        )
+    return config
+
+
+def read_weights(path: Path, weights: Literal["ema", "raw"] = "ema") -> dict[str, Tensor]:
+    """The tensors of a saved model, averaged ("ema") or as the optimizer left them ("raw"). Raises `CheckpointError`."""
+    tensors = _read(path / WEIGHTS)
+    if weights == "raw" and (path / RAW).exists():
+        tensors.update(_read(path / RAW))
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: the tensor {name} holds values that are not finite")
+    return tensors
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}", hint="the file is missing or damaged; save the model again"
+        ) from error

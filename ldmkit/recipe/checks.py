@@ -1,0 +1,218 @@
+"""What one key says about another: sizes, heads, slots, names. Every check names both keys and a valid value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ldmkit.messages import KeyPath, Problem, did_you_mean
+from ldmkit.recipe.base import Component
+from ldmkit.recipe.dump import REDACTED
+from ldmkit.recipe.objective import Linear, PlainLinear, Sqrt
+from ldmkit.recipe.sections import Convolutional, Identity
+
+if TYPE_CHECKING:
+    from ldmkit.recipe.model import Recipe
+
+# A registered name, or `distribution:name` where two plugins claim one.
+TYPE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*:)?[a-z0-9]+(-[a-z0-9]+)*")
+SLOT = re.compile(r"[a-z][a-z0-9_]*")
+TAKEN_SLOTS = ("null", "none", "all")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Names of devices on Windows, with or without an ending.
+TAKEN_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+def cross_checks(recipe: Recipe) -> list[Problem]:
+    """Everything that two keys of a valid recipe contradict each other in."""
+    checks = (_name, _types, _size, _autoencoder, _attention, _heads, _schedule, _slots, _dropout, _guidance, _redacted)
+    return [Problem(path, text) for check in checks for path, text in check(recipe)]
+
+
+Found = Iterator[tuple[KeyPath, str]]
+
+
+def _name(recipe: Recipe) -> Found:
+    if not NAME.fullmatch(recipe.name) or recipe.name.endswith(".") or TAKEN_NAMES.fullmatch(recipe.name):
+        yield (
+            ("name",),
+            f"'{recipe.name}' cannot name a run directory; use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit",
+        )
+
+
+def _types(recipe: Recipe) -> Found:
+    sections: list[tuple[KeyPath, Component]] = [(("data",), recipe.data), (("sample",), recipe.sample)]
+    sections += [(("conditioners", slot), section) for slot, section in recipe.conditioners.items()]
+    sections += [(("evaluate", index), section) for index, section in enumerate(recipe.evaluate)]
+    for path, section in sections:
+        kind: str = section.type  # type: ignore[attr-defined]
+        if not TYPE.fullmatch(kind):
+            yield (
+                (*path, "type"),
+                f"'{kind}' is no registered name (a-z, 0-9 and '-'), and a recipe imports nothing else",
+            )
+
+
+def _size(recipe: Recipe) -> Found:
+    autoencoder, denoiser = recipe.autoencoder, recipe.denoiser
+    if autoencoder.from_ is not None:
+        return  # known once the trained one is read
+    if isinstance(autoencoder, Convolutional) and autoencoder.pad:
+        return  # any size will do
+    unit = autoencoder.factor * denoiser.factor
+    for side in dict.fromkeys(recipe.data.shape):
+        if side % unit:
+            below, above = side // unit * unit, (side // unit + 1) * unit
+            valid = f"{below} or {above}" if below else str(above)
+            levels = len(denoiser.multipliers)
+            yield (
+                ("data", "size"),
+                f"{side} is no multiple of {unit}: the autoencoder makes it {autoencoder.factor} times smaller "
+                f"(autoencoder.downsample), the UNet {denoiser.factor} times (denoiser.multipliers has {levels} levels); "
+                f"nearest: {valid}",
+            )
+
+
+def _autoencoder(recipe: Recipe) -> Found:
+    section = recipe.autoencoder
+    if section.from_ is None and section.train is None and not isinstance(section, Identity):
+        yield (
+            ("autoencoder",),
+            "nothing says how it is trained; add `train: {steps: ...}`, or `from:` with a trained one",
+        )
+    if isinstance(section, Convolutional) and section.multipliers is not None:
+        levels = section.downsample.bit_length()
+        if len(section.multipliers) != levels:
+            yield (
+                ("autoencoder", "multipliers"),
+                f"has {len(section.multipliers)} levels, and autoencoder.downsample {section.downsample} needs {levels}",
+            )
+
+
+def _attention(recipe: Recipe) -> Found:
+    denoiser = recipe.denoiser
+    factors = [2**level for level in range(len(denoiser.multipliers))]
+    for factor in denoiser.attention:
+        if factor not in factors:
+            yield (
+                ("denoiser", "attention"),
+                f"no level is down-sampled {factor} times; denoiser.multipliers has levels at "
+                f"{', '.join(map(str, factors))} (factors of the latent, not pixels)",
+            )
+    for key in ("blocks", "heads", "head_width", "transformer_depth"):
+        value = getattr(denoiser, key)
+        if isinstance(value, tuple) and len(value) != len(factors):
+            yield ("denoiser", key), f"has {len(value)} numbers, and denoiser.multipliers has {len(factors)} levels"
+
+
+def _heads(recipe: Recipe) -> Found:
+    denoiser = recipe.denoiser
+    if denoiser.channels % 2:
+        yield (
+            ("denoiser", "channels"),
+            f"must be even (it is the width of the timestep embedding), got {denoiser.channels}",
+        )
+    if denoiser.heads is not None and denoiser.head_width is not None:
+        yield ("denoiser", "heads"), "heads and head_width are both given; one follows from the other: remove one"
+        return
+    key, given = ("heads", denoiser.heads) if denoiser.heads is not None else ("head_width", denoiser.head_width)
+    if given is None or (isinstance(given, tuple) and len(given) != len(denoiser.multipliers)):
+        return
+    last = len(denoiser.multipliers) - 1
+    for level, multiplier in enumerate(denoiser.multipliers):
+        if 2**level not in denoiser.attention and level != last:  # the middle has the last level's heads
+            continue
+        divisor, width = given[level] if isinstance(given, tuple) else given, denoiser.channels * multiplier
+        if width % divisor:
+            valid = [number for number in range(1, width + 1) if width % number == 0]
+            nearest = min(valid, key=lambda number: abs(number - divisor))
+            yield (
+                ("denoiser", key),
+                f"{divisor} does not divide the {width} channels of level {level + 1} "
+                f"(denoiser.channels {denoiser.channels} x {multiplier}); nearest: {nearest}",
+            )
+            return
+
+
+def _schedule(recipe: Recipe) -> Found:
+    schedule = recipe.diffusion.schedule
+    if isinstance(schedule, (Linear, PlainLinear, Sqrt)) and schedule.start >= schedule.end:
+        yield (
+            ("diffusion", "schedule", "start"),
+            f"{schedule.start:g} must be less than diffusion.schedule.end, {schedule.end:g}",
+        )
+    timesteps = len(schedule.betas) if schedule.type == "given" else schedule.timesteps
+    if recipe.sample.steps > timesteps:
+        yield ("sample", "steps"), f"{recipe.sample.steps} is more than diffusion.schedule has timesteps, {timesteps}"
+    if schedule.zero_snr and recipe.diffusion.prediction == "eps":
+        yield (
+            ("diffusion", "prediction"),
+            "eps says nothing of the picture where there is no signal (diffusion.schedule.zero_snr); use v, x0 or flow",
+        )
+
+
+def _slots(recipe: Recipe) -> Found:
+    for slot in recipe.conditioners:
+        if slot in TAKEN_SLOTS:
+            yield ("conditioners", slot), f"'{slot}' has a meaning of its own; taken are {', '.join(TAKEN_SLOTS)}"
+        elif not SLOT.fullmatch(slot):
+            suggestion = re.sub(r"[^a-z0-9_]", "_", slot.lower())
+            yield (
+                ("conditioners", slot),
+                f"a slot's name is a-z, 0-9 and '_', beginning with a letter; for example {suggestion}",
+            )
+
+
+def _unknown_slots(recipe: Recipe, path: KeyPath, names: list[str]) -> Found:
+    slots = list(recipe.conditioners)
+    for name in names:
+        if name not in slots:
+            yield path, f"there is no slot '{name}'{did_you_mean(name, slots)}; slots: {', '.join(slots) or 'none'}"
+
+
+def _dropout(recipe: Recipe) -> Found:
+    if recipe.dropout is None:
+        return
+    for subset in recipe.dropout:
+        names = [name.strip() for name in subset.split("+")]
+        yield from _unknown_slots(recipe, ("dropout", subset), names)
+    if (total := sum(recipe.dropout.values())) > 1 + 1e-9:
+        yield ("dropout",), f"the probabilities add up to {total:g}; at most 1 is possible"
+    for slot, section in recipe.conditioners.items():
+        if "dropout" in section.model_fields_set and "dropout" in recipe.document.value.get("conditioners", {}).get(
+            slot, {}
+        ):
+            yield (
+                ("conditioners", slot, "dropout"),
+                "the table `dropout` at the top says it already; remove one of the two",
+            )
+
+
+def _guidance(recipe: Recipe) -> Found:
+    if not isinstance(recipe.sample.guidance, dict):
+        return
+    yield from _unknown_slots(recipe, ("sample", "guidance"), list(recipe.sample.guidance))
+    for name, scale in recipe.sample.guidance.items():
+        slot = recipe.conditioners.get(name)
+        if slot is not None and recipe.dropout is None and slot.dropout == 0.0 and scale != 1.0:
+            yield (
+                ("sample", "guidance", name),
+                f"training never drops '{name}' (conditioners.{name}.dropout is 0), so there is nothing to guide against",
+            )
+
+
+def _redacted(recipe: Recipe) -> Found:
+    def walk(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, (*path, key))
+        elif isinstance(value, str) and REDACTED in value:
+            yield path
+
+    for path in walk(recipe.document.value, ()):
+        yield (
+            path,
+            f"this secret was taken out when the recipe was saved; give it: --set {'.'.join(map(str, path))}=...",
+        )

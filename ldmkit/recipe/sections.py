@@ -1,0 +1,236 @@
+"""The sections of a recipe as pydantic models. Their keys are the constructors' parameters; a test holds the two together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Tag
+
+from ldmkit.recipe.base import (
+    Above,
+    Component,
+    Count,
+    NotNegative,
+    PerLevel,
+    Positive,
+    Section,
+    Share,
+    type_of,
+)
+
+
+class Init(Section):
+    """Start from a trained model, a run or a saved one."""
+
+    from_: str = Field(alias="from")
+    weights: Literal["ema", "raw"] = "ema"
+
+
+class Data(Component):
+    """Where samples come from (`type` names a data source) and how pictures are cut.
+
+    What is left out of `crop`, `flip`, `views` and `zoom` is the source's own default.
+    """
+
+    type: str
+    size: Positive | tuple[Positive, Positive]
+    channels: Literal[1, 3] | None = None
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    views: Positive | None = 1
+    zoom: tuple[Above, Above] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+class Train(Section):
+    """How one stage is trained. All intervals are in optimizer steps."""
+
+    steps: Positive
+    batch: Positive = 64
+    lr: Above = 1e-3
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: NotNegative | None = 0.01
+    warmup: Count = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = 0.9999
+    clip: Above | None = 1.0
+    accumulate: Positive = 1
+    log_every: Positive = 10
+    sample_every: Positive = 200
+    checkpoint_every: Positive = 500
+    validate_every: Positive = 200
+
+
+class AutoencoderTrain(Train):
+    """The autoencoder's stage: the released code's betas, no decay of weights, and no average of them unless asked for."""
+
+    betas: tuple[Share, Share] = (0.5, 0.9)
+    weight_decay: NotNegative | None = 0.0
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+
+
+class Perceptual(Section):
+    """LPIPS (Zhang et al. 2018). `weights` names where the backbone's come from: `random` needs no download."""
+
+    net: Literal["alex", "vgg", "squeeze"] = "vgg"
+    weights: str = "imagenet"
+    weight: NotNegative = 1.0
+
+
+class Adversarial(Section):
+    """The patch discriminator (Isola et al. 2017), from step `start` on."""
+
+    start: Count = 0
+    weight: NotNegative = 0.5
+    factor: NotNegative = 1.0
+    layers: Positive = 3
+    channels: Positive = 64
+    norm: Literal["batch", "group", "none"] = "batch"
+    loss: Literal["hinge", "vanilla"] = "hinge"
+    r1: NotNegative = 0.0
+    lecam: NotNegative = 0.0
+
+
+class AutoencoderLoss(Section):
+    """What the autoencoder is trained on."""
+
+    pixel: Literal["l1", "l2"] = "l1"
+    reduction: Literal["mean", "sum"] = "mean"
+    perceptual: Perceptual | None = Field(default_factory=Perceptual)
+    adversarial: Adversarial | None = Field(default_factory=Adversarial)
+    kl: NotNegative = 1e-6
+    codebook: NotNegative = 1.0
+    learn_logvar: bool = False
+
+
+class AnyAutoencoder(Section):
+    """The keys that every autoencoder has. `from`: reuse a trained one, from a run or a saved model."""
+
+    type: str
+    from_: str | None = Field(None, alias="from")
+    scale: Literal["std", "per-channel"] | Above = "std"
+    train: AutoencoderTrain | None = None
+
+
+class Identity(AnyAutoencoder):
+    """Diffusion on pixels."""
+
+    type: Literal["identity"] = "identity"
+    image_channels: Positive | None = None
+
+    @property
+    def factor(self) -> int:
+        return 1
+
+
+class Convolutional(AnyAutoencoder):
+    """What VQ and KL autoencoders share."""
+
+    downsample: Literal[1, 2, 4, 8, 16, 32] = 4
+    image_channels: Positive | None = None
+    channels: Positive = 128
+    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    blocks: Positive = 2
+    latent_channels: Positive = 3
+    attention: tuple[Positive, ...] = ()
+    attention_type: Literal["none", "vanilla", "linear"] = "vanilla"
+    middle_attention: bool = False
+    resolution: Positive = 256
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    pad: bool = False
+    loss: AutoencoderLoss = Field(default_factory=AutoencoderLoss)
+
+    @property
+    def factor(self) -> int:
+        return self.downsample
+
+
+class KL(Convolutional):
+    type: Literal["kl"] = "kl"
+
+
+class VQ(Convolutional):
+    type: Literal["vq"] = "vq"
+    codebook: Positive = 8192
+    commitment: NotNegative = 0.25
+    swapped: bool = False
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    revive: Positive | None = None
+
+
+Autoencoder = Annotated[
+    Annotated[VQ, Tag("vq")] | Annotated[KL, Tag("kl")] | Annotated[Identity, Tag("identity")], type_of("vq")
+]
+
+
+class Slot(Component):
+    """A conditioner in a recipe. Left out, `type` is the slot's name with `_` read as `-`."""
+
+    type: str
+    fields_: dict[str, str] = Field(default_factory=dict, alias="fields")
+    dropout: Share = 0.1
+    lr: NotNegative | None = None
+    weight_decay: NotNegative | None = None
+    freeze: bool | Count = False
+
+
+class Variant(Section):
+    """What some released models do differently."""
+
+    scale_shift: bool = False
+    resample_blocks: bool = False
+    linear_projection: bool = False
+    self_transformer: bool = False
+    classes: Positive | None = None
+    checkpoint: bool = False
+
+
+class Denoiser(Section):
+    """The UNet. Its channels in and out and its token width follow from the autoencoder and the conditioners."""
+
+    type: Literal["unet"] = "unet"
+    channels: Positive = 32
+    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4)
+    blocks: PerLevel = 2
+    attention: tuple[Positive, ...] = (2, 4)
+    heads: PerLevel | None = None
+    head_width: PerLevel | None = None
+    transformer_depth: PerLevel = 1
+    dropout: Share = 0.0
+    variant: Variant = Field(default_factory=Variant)
+
+    @property
+    def factor(self) -> int:
+        """The latent's sides are multiples of it."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+
+class Sample(Component):
+    """How pictures are made at the end (`type` names a sampler), and by `ldmkit sample`."""
+
+    type: str = "ddim"
+    steps: Positive = 50
+    count: Positive = 16
+    guidance: float | dict[str, float] | str = 1.0
+    seed: Count = 0
+
+
+class Metric(Component):
+    """One entry of `evaluate`; a name alone stands for `{type: name}`."""
+
+    type: str
+
+
+class Runtime(Section):
+    """Where and in which precision; it changes no random draw."""
+
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    workers: Count = 0
+    threads: Positive | None = None
+    cache: str = "auto"

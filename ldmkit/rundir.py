@@ -1,0 +1,265 @@
+"""A run's directory: who holds it, what it was made with, how far it is. Loads no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+import yaml
+
+from ldmkit.errors import LdmkitError, RecipeError, ResourceError
+
+if sys.platform != "win32":
+    import fcntl
+
+RECIPE, STATUS, LOCK = "recipe.resolved.yaml", "status.json", ".lock"
+State = Literal["running", "interrupted", "failed", "finished"]
+PACKAGES = ("ldmkit", "torch", "numpy", "pillow", "safetensors", "lpips", "timm", "transformers", "scipy")
+
+# What may change between two starts of one run. Everything else decides what the model is or what it sees.
+FREE = ("train", "autoencoder.train", "sample", "evaluate", "runtime", "name", "schema", "extends", "source")
+FREE_IN_SLOT = ("lr", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key whose value is not what the run was started with."""
+
+    key: str
+    was: Any
+    now: Any
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a run may go on with it."""
+        parts = self.key.split(".")
+        if parts[0] == "conditioners" and len(parts) >= 3 and parts[2] in FREE_IN_SLOT:
+            return True
+        return any(self.key == free or self.key.startswith(f"{free}.") for free in FREE)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_short(self.was)} -> {_short(self.now)}"
+
+
+class RunDirectory:
+    """The directory of one run, locked while it is open; use it as a context manager.
+
+    Args:
+        path: made if it is not there.
+        fresh: an old run there is renamed to ``NAME.1``, ``NAME.2`` ... ; nothing is deleted.
+
+    Raises (on entering):
+        ResourceError: another process runs there, or the place cannot be written.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        self.path, self.fresh = path, fresh
+        self.moved: Path | None = None  # where `fresh` put the old run
+        self._lock: IO[str] | None = None
+        self._marker: Path | None = None
+        self._status: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._acquire()
+        if self.fresh and self.recipe() is not None:
+            self.moved = next(p for p in _numbered(self.path) if not p.exists())
+            self._release()
+            os.rename(self.path, self.moved)
+            self._acquire()
+        self._status = self.status()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _acquire(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held while the run lasts
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write to {self.path}: {error.strerror or error}",
+                hint="choose a place that can be written with --out DIR",
+            ) from error
+        if not _flock(self._lock, self.path):
+            self._marker = _exclusive(self.path / f"{LOCK}.pid")
+        self._lock.truncate(0)
+        self._lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+        self._lock.flush()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()  # which lets go of the lock
+            self._lock = None
+        if self._marker is not None:
+            self._marker.unlink(missing_ok=True)
+            self._marker = None
+
+    # what it was made with
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The resolved recipe that the run was started with, or None for a new directory."""
+        path = self.path / RECIPE
+        if not path.is_file():
+            return None
+        try:
+            loaded = yaml.safe_load(path.read_text("utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RecipeError(
+                f"{path} is unreadable: {error}", hint="start anew with --fresh, which renames this directory"
+            ) from error
+        return loaded if isinstance(loaded, dict) else None
+
+    def write_recipe(self, text: str) -> None:
+        """Replaces the resolved recipe."""
+        _replace(self.path / RECIPE, text)
+
+    def check(self, resolved: Mapping[str, Any]) -> list[Difference]:
+        """What differs from the recipe the run was started with; all of it is allowed.
+
+        Raises:
+            RecipeError: the model or the data changed; the keys and the ways out are named.
+        """
+        before = self.recipe()
+        found = differences(before, resolved) if before is not None else []
+        if refused := [d for d in found if not d.allowed]:
+            listed = "\n".join(f"    {difference}" for difference in refused)
+            raise RecipeError(
+                f"{self.path} holds a run of another model or other data; these keys differ:\n{listed}",
+                hint="--out DIR trains this recipe somewhere else; --fresh starts it here and renames the old directory",
+            )
+        return found
+
+    # how far it is
+
+    def status(self) -> dict[str, Any]:
+        """The last status written, or nothing."""
+        return read_status(self.path)
+
+    def write_status(self, state: State, **facts: Any) -> None:
+        """Merges `facts` into ``status.json``. It is for people and scripts; no decision here rests on it."""
+        changed = {"state": state, "updated": now(), "pid": os.getpid(), "host": socket.gethostname()}
+        self._status = {**self._status, **changed, **facts}
+        with contextlib.suppress(OSError):  # a full disk shows itself where it matters
+            _replace(self.path / STATUS, json.dumps(self._status, indent=1))
+
+    def failed(self, error: BaseException, exit_code: int) -> None:
+        """Records what ended the run."""
+        code = error.code if isinstance(error, LdmkitError) else "interrupted" if exit_code > 128 else "internal"
+        about = {"code": code, "type": type(error).__name__, "message": str(error)}
+        self.write_status("interrupted" if exit_code > 128 else "failed", exit_code=exit_code, error=about)
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """The ``status.json`` of a run, {} where there is none or half of one."""
+    try:
+        loaded = json.loads((path / STATUS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def differences(before: Any, after: Any, key: str = "") -> list[Difference]:
+    """Where two trees of mappings differ, as dotted keys."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = [*before, *(name for name in after if name not in before)]
+        found = []
+        for name in keys:
+            found += differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
+        return found
+    return [] if _plain(before) == _plain(after) else [Difference(key, before, after)]
+
+
+def versions(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What is installed here, for `status.json` and the manifests."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, **(extra or {})}
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _flock(file: IO[str], path: Path) -> bool:
+    """Locks the file; False where the file system has no locks."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise _in_use(path, file.read()) from None
+    except OSError:  # ENOLCK on some network file systems
+        return False
+    return True
+
+
+def _exclusive(marker: Path) -> Path:
+    try:
+        descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        raise _in_use(marker.parent, marker.read_text("utf-8"), f"; if it is gone, delete {marker}") from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+    print(f"warning: {marker.parent} has no file locks; {marker.name} stands in", file=sys.stderr)
+    return marker
+
+
+def _in_use(path: Path, holder: str, more: str = "") -> ResourceError:
+    try:
+        about = json.loads(holder)
+        who = f"process {about['pid']} on {about['host']} since {about['since']}"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+    return ResourceError(
+        f"{path} is in use by {who}{more}", hint="wait for it, or give another directory with --out DIR"
+    )
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    number = 1
+    while True:
+        yield path.with_name(f"{path.name}.{number}")
+        number += 1
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples are lists once they were written as YAML."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(_plain(value), default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

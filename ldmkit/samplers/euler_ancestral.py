@@ -1,0 +1,55 @@
+"""Euler ancestral (Crowson's k-diffusion)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldmkit.diffusion import Denoiser
+from ldmkit.samplers.contract import Callback, Generators, ancestral, begin, noise_of, predict
+from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.schedules import Schedule
+
+
+@torch.no_grad()
+def euler_ancestral(
+    denoiser: Denoiser,
+    noise: Tensor,
+    schedule: Schedule,
+    steps: int | Grid,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    spacing: Spacing = "trailing",
+    clean: bool = True,
+    generators: Generators = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """An Euler step in rho = sigma / alpha to below the next level, then noise up to it.
+
+    The same step as `ddim` with that eta, derived from the other side (a test holds the two together).
+
+    Args:
+        denoiser: (x_t, t) -> x_0.
+        noise: (b, c, h, w), unit normal.
+        steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself.
+        eta: share of the noise; 0 is `euler`.
+        s_noise: factor on the noise drawn.
+        spacing, clean: see `make_grid`.
+        generators: one a row; needed for eta > 0.
+        callback: see `Callback`.
+
+    Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
+    """
+    grid = make_grid(schedule, steps, spacing, clean=clean)
+    x = begin(noise, grid)
+    for i, t in enumerate(grid.timesteps):
+        x0 = predict(denoiser, x, t)
+        eps = (x - grid.alpha[i] * x0) / grid.sigma[i]
+        down, up = ancestral(grid, i, eta)
+        x = grid.alpha[i + 1] * (x0 + down * eps)
+        if up:
+            x = x + grid.alpha[i + 1] * up * s_noise * noise_of(x, generators)
+        if callback:
+            callback(i + 1, len(grid), x, x0)
+    return x

@@ -1,0 +1,105 @@
+"""Schedules that are a formula in t: EDM's sigmas and the rectified flow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmkit.errors import UsageError
+from ldmkit.schedules.base import Schedule, resolution_shift_of
+
+
+class EDM(Schedule):
+    """Karras et al. 2022, eq. 5: sigma^(1/rho) in equal steps from `sigma_min` (t = 0) to `sigma_max` (t = T - 1).
+
+    Their sigma is sigma / alpha here: x_t is theirs divided by sqrt(1 + sigma^2), which is their c_in for data of unit
+    variance, so that the network sees unit variance and every sampler and prediction applies as it stands. Their
+    preconditioned network is `prediction="v"` in these coordinates (c_skip = alpha^2, c_out = sigma of this class).
+    """
+
+    def __init__(
+        self, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, timesteps: int = 1000
+    ) -> None:
+        if not 0 < sigma_min < sigma_max or rho <= 0 or timesteps < 2:
+            raise UsageError(
+                f"edm schedule with sigma_min {sigma_min:g}, sigma_max {sigma_max:g}, rho {rho:g}, timesteps {timesteps}: "
+                "0 < sigma_min < sigma_max, rho > 0 and timesteps >= 2 are needed"
+            )
+        self.sigma_min, self.sigma_max, self.rho, self.timesteps = sigma_min, sigma_max, rho, timesteps
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = ("sigma_min", "sigma_max", "rho", "timesteps")
+        return {"type": "edm", **{name: getattr(self, name) for name in names}}
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return -2 * self.rho * torch.log(low + t / (self.timesteps - 1) * (high - low))
+
+    def _timestep(self, log_snr: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (torch.exp(log_snr / (-2 * self.rho)) - low) / (high - low) * (self.timesteps - 1)
+
+
+class Flow(Schedule):
+    """The rectified flow: sigma = (t + 1) / T, alpha = 1 - sigma (Liu et al. 2022; Lipman et al. 2022; Esser et al. 2024).
+
+    t = T - 1 is noise alone; T equal steps end on the data.
+    """
+
+    def __init__(self, *, timesteps: int = 1000) -> None:
+        if timesteps < 2:
+            raise UsageError(f"a flow schedule of {timesteps} timesteps: at least 2 are needed")
+        self.timesteps = timesteps
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"type": "flow", "timesteps": self.timesteps}
+
+    @property
+    def straight(self) -> bool:
+        return True
+
+    def coefficients(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2)
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return -2 * torch.logit((t + 1) / self.timesteps)
+
+    def _timestep(self, log_snr: Tensor) -> Tensor:
+        return self.timesteps * torch.sigmoid(-log_snr / 2) - 1
+
+
+class Shifted(Schedule):
+    """A continuous schedule with log-SNR lowered by 2 log(`factor`): see `resolution_shift_of`."""
+
+    def __init__(self, schedule: Schedule, factor: float) -> None:
+        self.schedule, self.factor = schedule, factor
+        self._offset = resolution_shift_of(factor)
+        self.timesteps, self.discrete = schedule.timesteps, schedule.discrete
+
+    @property
+    def config(self) -> dict[str, Any]:
+        inner = self.schedule.config
+        return {**inner, "shift": self.factor * inner.get("shift", 1.0)}
+
+    @property
+    def straight(self) -> bool:
+        return self.schedule.straight
+
+    def coefficients(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return self.schedule.coefficients(log_snr)
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self.schedule._log_snr(t) - self._offset
+
+    def _timestep(self, log_snr: Tensor) -> Tensor:
+        return self.schedule._timestep(log_snr + self._offset)
+
+
+def log_snr_of_sigma(sigma: float) -> float:
+    """Log-SNR of Karras' sigma (our sigma / alpha), > 0."""
+    return -2 * math.log(sigma)

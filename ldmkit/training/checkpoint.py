@@ -1,0 +1,144 @@
+"""A stage's checkpoints: published whole, the newest valid one wins, old ones pruned."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldmkit.errors import CheckpointError, DivergedError
+from ldmkit.training import publish
+
+PREFIX = "step-"
+STATE = "trainer"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    step: int
+    manifest: Mapping[str, Any]
+    state: Mapping[str, Any]  # JSON values
+
+    def has(self, name: str) -> bool:
+        """Whether there are tensors called `name`."""
+        return f"{name}.safetensors" in self.manifest["files"]
+
+    def tensors(self, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The tensors saved as `name`.
+
+        Raises:
+            CheckpointError: there are none, or a value is not finite.
+        """
+        if not self.has(name):
+            raise CheckpointError(f"{self.path} has no {name}.safetensors", hint="start anew with --fresh")
+        tensors = load_file(self.path / f"{name}.safetensors", device=str(device))
+        if bad := first_not_finite(tensors):
+            raise CheckpointError(f"{bad} in {self.path / name}.safetensors is not finite")
+        return tensors
+
+
+class Checkpoints:
+    """The checkpoints of one stage in `folder`: ``step-00000120/{NAME.safetensors ..., trainer.json, MANIFEST.json}``.
+
+    Args:
+        folder: made at the first save.
+        keep: how many of the newest stay; the one with the lowest score stays too.
+        facts: JSON values for every manifest (versions and the like).
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, facts: Mapping[str, Any] | None = None) -> None:
+        assert keep >= 1
+        self.folder, self.keep, self.facts = folder, keep, dict(facts or {})
+        self.skipped: list[str] = []  # what `newest` found damaged, for a person to read
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        *,
+        score: float | None = None,
+    ) -> None:
+        """Publishes a checkpoint, then prunes. A valid one of the same step is kept as it is.
+
+        Raises:
+            ResourceError: the disk did not take it; those before are intact.
+            DivergedError: a tensor is not finite; such a state is not worth keeping.
+        """
+        for name, content in tensors.items():
+            if bad := first_not_finite(content):
+                raise DivergedError(f"{bad} ({name}) is not finite at step {step}: not saved")
+        manifest = {**self.facts, "step": step, "score": score}
+        publish.publish(self.folder / f"{PREFIX}{step:08d}", tensors, {STATE: state}, manifest)
+        self._prune()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose manifest verifies, or None; damaged ones go to `skipped`."""
+        self.skipped.clear()
+        for path in reversed(self._paths()):
+            try:
+                return _open(path)
+            except publish.DamagedError as reason:
+                self.skipped.append(f"{path.name}: {reason}")
+        return None
+
+    def sweep(self) -> None:
+        """Removes leftovers of a process that died."""
+        publish.sweep(self.folder)
+
+    def _paths(self) -> list[Path]:
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        steps = [path for path in found if path.name.removeprefix(PREFIX).isdecimal()]
+        return sorted(steps, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+    def _prune(self) -> None:
+        paths = self._paths()
+        old = paths[: -self.keep]
+        if not old:
+            return
+        try:
+            publish.verify(paths[-1])
+        except publish.DamagedError:
+            return
+        best = min(paths, key=_score)
+        for path in old:
+            if path != best or _score(best) == float("inf"):
+                with contextlib.suppress(OSError):  # an old one too many is no reason to stop
+                    publish.discard(path)
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with an inf or nan, or None."""
+    floats = {name: value for name, value in tensors.items() if value.is_floating_point() and value.numel()}
+    if not floats:
+        return None
+    norms = torch._foreach_norm(list(floats.values()), float("inf"))
+    good = torch.stack([norm.float().cpu() for norm in norms]).isfinite()
+    return None if bool(good.all()) else list(floats)[int(good.logical_not().nonzero()[0])]
+
+
+def _open(path: Path) -> Checkpoint:
+    manifest = publish.verify(path)
+    state_file = f"{STATE}.json"
+    if state_file not in manifest["files"]:
+        raise publish.DamagedError(f"{state_file} is missing")
+    state = json.loads((path / state_file).read_bytes())
+    return Checkpoint(path, int(manifest["step"]), manifest, state)
+
+
+def _score(path: Path) -> float:
+    try:
+        score = json.loads((path / publish.MANIFEST).read_bytes())["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return float("inf")
+    return float("inf") if score is None else float(score)

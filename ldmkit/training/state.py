@@ -1,0 +1,154 @@
+"""Everything that a stage must remember, and nothing else: weights, averages, optimizers, counters.
+
+Order, augmentation, noise and dropout are functions of (seed, purpose, position), so no generator is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmkit.errors import CheckpointError, DivergedError
+from ldmkit.training.checkpoint import Checkpoint, Checkpoints
+from ldmkit.training.ema import EMA
+from ldmkit.training.optim import Optimization
+
+PATIENCE = 3  # updates in a row that may be skipped because a gradient was not finite
+
+
+@dataclass
+class TrainingState:
+    """What is trained and how far it is.
+
+    Attributes:
+        modules: name -> module whose weights are saved as ``NAME.safetensors``; frozen parameters are left out.
+        optimizers: name -> optimizer, saved as ``NAME-optimizer.safetensors``.
+        ema: the average, saved as ``ema.safetensors``.
+        scaler: of the loss, in fp16.
+        step: optimizer steps done, skipped ones included.
+        position: samples consumed.
+        skipped: updates left out in all, and in a row up to now.
+    """
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimization]
+    ema: EMA | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    step: int = 0
+    position: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    # one update
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`, scaled in fp16."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, name: str, *, clip: float | None) -> tuple[bool, Tensor]:
+        """One step of the optimizer `name`; skipped where the gradient is not finite. Returns (done, gradient norm).
+
+        One such gradient in the moments of Adam would spoil the weights for ever.
+        """
+        optimization = self.optimizers[name]
+        self.scaler.unscale_(optimization.optimizer)
+        norm = optimization.gradient_norm(clip)
+        good = bool(torch.isfinite(norm))
+        if good:
+            self.scaler.step(optimization.optimizer)
+        searching = self.scaler.is_enabled() and not good and self.scaler.get_scale() > 1.0
+        self.scaler.update()
+        self.skipped += not good
+        if not searching:  # fp16 finds its scale by trial
+            self.skipped_in_a_row = 0 if good else self.skipped_in_a_row + 1
+        return good, norm
+
+    @property
+    def diverged(self) -> bool:
+        """Whether too many updates in a row were skipped."""
+        return self.skipped_in_a_row >= PATIENCE
+
+    def advance(self, samples: int) -> None:
+        """One optimizer step is over."""
+        self.step += 1
+        self.position += samples
+
+    # on disk
+
+    def save(self, checkpoints: Checkpoints, *, score: float | None = None) -> None:
+        """Publishes a checkpoint of this step."""
+        tensors = {name: trained_tensors(module) for name, module in self.modules.items()}
+        tensors |= {f"{name}-optimizer": o.tensors() for name, o in self.optimizers.items() if o.groups}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.tensors()
+        checkpoints.save(self.step, tensors, self._counters(), score=score)
+
+    def _counters(self) -> dict[str, Any]:
+        counters = {name: getattr(self, name) for name in ("step", "position", "skipped", "skipped_in_a_row")}
+        return {
+            **counters,
+            "ema_updates": 0 if self.ema is None else self.ema.updates,
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+        }
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            CheckpointError: it does not fit what is trained.
+        """
+        for name, module in self.modules.items():
+            load_trained(module, checkpoint.tensors(name), where=str(checkpoint.path))
+        for name, optimization in self.optimizers.items():
+            if optimization.groups and checkpoint.has(f"{name}-optimizer"):
+                optimization.load(checkpoint.tensors(f"{name}-optimizer"))
+        counters = checkpoint.state
+        if self.ema is not None and checkpoint.has("ema"):
+            self.ema.load(checkpoint.tensors("ema"), updates=int(counters["ema_updates"]))
+        elif self.ema is not None:  # an average that was switched on later starts from the weights as they are
+            self.ema = EMA(self.ema.live, decay=self.ema.decay)
+        if self.scaler.is_enabled() and counters["scaler"]:
+            self.scaler.load_state_dict(counters["scaler"])
+        for name in ("step", "position", "skipped", "skipped_in_a_row"):
+            setattr(self, name, int(counters[name]))
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state without frozen parameters."""
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def load_trained(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Loads what `trained_tensors` gave.
+
+    Raises:
+        CheckpointError: names or shapes differ; all of them are listed.
+    """
+    expected = trained_tensors(module)
+    wrong = [f"{name} is missing" for name in expected if name not in tensors]
+    wrong += [f"{name} is not in the model" for name in tensors if name not in expected]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        listed = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise CheckpointError(f"the checkpoint does not fit the model: {listed}", where=where)
+    with torch.no_grad():
+        for name, value in expected.items():
+            value.copy_(tensors[name])
+
+
+def diverged(step: int, what: str, saved: str) -> DivergedError:
+    """The error that ends a stage whose gradients stay infinite."""
+    return DivergedError(
+        f"the gradient of {what} was not finite {PATIENCE} times in a row, up to step {step}",
+        hint=f"a lower `lr`, a longer `warmup` or `precision: fp32` helps; the batch is saved in {saved}, the last "
+        "checkpoint before is intact",
+    )

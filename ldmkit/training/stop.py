@@ -1,0 +1,80 @@
+"""Signals: finish the step, save, stop. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP
+
+
+class Interrupted(Exception):  # noqa: N818 - it is not an error
+    """A run that a signal ended in good order. `exit_code` is 130 for SIGINT and 143 for SIGTERM and SIGHUP."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.message, self.exit_code = message, exit_code
+
+
+class Stop:
+    """The one flag that every loop polls; handlers only set it.
+
+    ```python
+    with Stop() as stop:
+        for step in range(steps):
+            ...
+            if stop.requested: save, then stop.check()
+    ```
+
+    A second signal acts at once, as if there were no handler. Outside the main thread no handler is installed and `request` is
+    the only way to set the flag.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self._signal = number
+
+    def request(self, number: int = signal.SIGTERM) -> None:
+        """Asks for a stop as the signal `number` would."""
+        self._signal = int(number)
+
+    @property
+    def requested(self) -> bool:
+        """True from the first signal on."""
+        return self._signal is not None
+
+    def check(self, doing: str = "") -> None:
+        """Raises `Interrupted` if a signal came; for loops with nothing to save."""
+        if self._signal is None:
+            return
+        name = signal.Signals(self._signal).name
+        raise Interrupted(
+            f"stopped by {name}{f' while {doing}' if doing else ''}",
+            exit_code=130 if self._signal == signal.SIGINT else 143,
+        )

@@ -1,0 +1,19 @@
+"""Low-resolution images (super-resolution) as a conditioner for ldmkit.
+
+Loads no torch: the conditioner\'s module is imported when a recipe asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ldmkit import hookimpl
+
+if TYPE_CHECKING:
+    from ldmkit.hookspecs import Register
+
+
+@hookimpl
+def ldmkit_register_conditioners(register: Register) -> None:
+    """Registers `low-res`."""
+    register("low-res", "ldmkit_low_res.conditioner:LowResConditioner")

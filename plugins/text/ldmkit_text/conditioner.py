@@ -1,0 +1,223 @@
+"""Text prompts: token ids into a transformer, its tokens into cross-attention (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.errors import DataError, LdmkitError, RecipeError, UsageError
+from ldmkit_text.pretrained import PretrainedEncoder, check_length, read_architecture
+from ldmkit_text.tokenizer import clean, cut_off, fit_tokenizer, load_tokenizer, read_tokenizer, unknown_words
+from ldmkit_text.transformer import TextTransformer
+
+
+class PromptWarning(UserWarning):
+    """A prompt was longer than the model reads, or holds words it has never seen."""
+
+
+class TextConditioner(Conditioner):
+    """A caption, or its token ids, as cross-attention tokens.
+
+    Without `encoder` a transformer is trained from scratch with the UNet, as in the paper; with it, an encoder of the
+    `transformers` library is used, frozen unless `trainable`.
+
+    Args:
+        encoder: a pretrained text encoder: a directory or hub name (CLIP, T5, BERT ...).
+        trainable: train the pretrained encoder too.
+        tokenizer: a `transformers` tokenizer: a directory or hub name; default: the encoder's, or one fitted on the captions.
+        length: the tokens a prompt is padded or cut to (paper: 77).
+        width: width of the tokens, from scratch only (default 256; paper: 1280 for text, 512 elsewhere).
+        depth: attention layers, from scratch only (default 6; paper: 32).
+        heads: attention heads of width 64, from scratch only (default 8, as the paper).
+        mask: hide padding from attention, here and in the UNet. The released models were trained without: padding is attended.
+        vocabulary: the tokenizer as JSON; `fit` fills it.
+        architecture: the pretrained encoder's configuration; `fit` fills it.
+        ids: how many token ids there are, for a model that reads ids alone and has no tokenizer.
+        empty: token ids of the empty prompt, for a model without tokenizer (default: all 0).
+
+    The null is the encoding of the empty prompt, as in the released models: what condition dropout trains, and what a person who
+    gives no text gets.
+    """
+
+    reads = ("caption",)
+
+    def __init__(
+        self,
+        *,
+        encoder: str | None = None,
+        trainable: bool = False,
+        tokenizer: str | None = None,
+        length: int = 77,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        mask: bool = False,
+        vocabulary: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        ids: int | None = None,
+        empty: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if length < 2:
+            raise RecipeError(f"length is {length}; a prompt needs room for at least 2 tokens")
+        if vocabulary is None and ids is None:
+            raise RecipeError(
+                "the tokenizer is not known",
+                hint="let `fit` learn it from the captions, or give `ids` for a model that reads token ids alone",
+            )
+        self.encoder, self.tokenizer, self.vocabulary = encoder, tokenizer, vocabulary
+        self.length, self.mask = length, mask
+        self.count = ids or load_tokenizer(vocabulary or "").get_vocab_size()
+        self.transformer: TextTransformer | PretrainedEncoder
+        if encoder is None and architecture is None:
+            if trainable:
+                raise RecipeError("trainable belongs to a pretrained `encoder`; a transformer from scratch always is")
+            self.transformer = TextTransformer(
+                vocabulary=self.count, length=length, width=width or 256, depth=depth or 6, heads=heads or 8
+            )
+        else:
+            self.transformer = _pretrained(architecture, length, {"width": width, "depth": depth, "heads": heads})
+            self.frozen = () if trainable else ("transformer",)
+        self.emits = Ports(tokens=self.transformer.width, length=length)
+        self.nothing = _tokenise("", vocabulary)[0] if vocabulary else self._given(empty or [0], RecipeError)
+        self.reported = False
+
+    @classmethod
+    def fit(cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """`vocabulary` from the captions, or from a tokenizer that is named; `architecture` from an encoder that is named."""
+        learned: dict[str, Any] = {}
+        length, encoder = options.get("length", 77), options.get("encoder")
+        if encoder is not None and options.get("architecture") is None:
+            learned["architecture"] = read_architecture(encoder)
+            check_length(learned["architecture"], length)
+        if options.get("vocabulary") is None and options.get("ids") is None:
+            named = options.get("tokenizer") or encoder
+            learned["vocabulary"] = read_tokenizer(named, length) if named else _fit(samples, length)
+        return learned
+
+    def load_pretrained(self) -> None:
+        """The pretrained encoder's weights; nothing to do from scratch."""
+        if self.encoder is not None and isinstance(self.transformer, PretrainedEncoder):
+            self.transformer.load(self.encoder)
+
+    def prepare(self, sample: Mapping[str, Any], generator: Generator | None = None) -> Tensors:
+        """{"ids": (length,) int64, "mask": (length,) bool, True = a token and no padding}."""
+        prepared, rest = self._prepare(sample["caption"], DataError)
+        if rest and not self.reported:  # once a worker: a folder may hold a hundred thousand long captions
+            self.reported = True
+            warnings.warn(
+                f"captions are longer than {self.length} tokens and are cut; the first one lost {_short(rest)}",
+                PromptWarning,
+                stacklevel=2,
+            )
+        return prepared
+
+    def from_user(self, value: Any, size: tuple[int, int]) -> Tensors:
+        """A prompt, or token ids."""
+        if isinstance(value, str) and self.vocabulary is not None:
+            tokenizer = load_tokenizer(self.vocabulary)
+            text = clean(value)
+            if unknown := unknown_words(text, tokenizer, tokenizer.encode(text)):
+                words = ", ".join(map(repr, unknown))
+                warnings.warn(f"the model was trained without the words {words}", PromptWarning, stacklevel=2)
+        prepared, rest = self._prepare(value, UsageError)
+        if rest:
+            warnings.warn(
+                f"the prompt is longer than {self.length} tokens; cut off: {_short(rest)}", PromptWarning, stacklevel=2
+            )
+        return prepared
+
+    def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
+        """All `length` tokens; padding is masked only with `mask`."""
+        mask = prepared["mask"] if self.mask else None
+        return Conditioning(tokens=self.transformer(prepared["ids"], mask).to(canvas.dtype), mask=mask)
+
+    def null(self, canvas: Canvas) -> Conditioning:
+        """The encoding of the empty prompt."""
+        return self.encode({name: value[None].to(canvas.device) for name, value in self.nothing.items()}, canvas)
+
+    def preview(self, prepared: Tensors) -> str:
+        """The text as the model reads it, or its token ids where there is no tokenizer."""
+        ids = prepared["ids"][prepared["mask"]].tolist()
+        if self.vocabulary is None:
+            return " ".join(map(str, ids))
+        return str(load_tokenizer(self.vocabulary).decode(ids)).strip()
+
+    @classmethod
+    def from_foreign(cls, stage: ForeignStage) -> Self | None:
+        """CompVis' `BERTEmbedder` and `TransformerEmbedder` (unless of boxes), and `FrozenCLIPEmbedder`."""
+        from ldmkit_text.foreign import read_stage
+
+        found = read_stage(stage)
+        if found is None:
+            return None
+        options, tensors = found
+        conditioner = cls(**options)
+        conditioner.transformer.load_state_dict(tensors)
+        return conditioner
+
+    def _prepare(self, value: Any, error: type[LdmkitError]) -> tuple[Tensors, str]:
+        """What `prepare` returns, and the text that did not fit."""
+        if isinstance(value, str):
+            if self.vocabulary is None:
+                raise error(
+                    "this model has no tokenizer and reads token ids only", hint=f"give up to {self.length} of them"
+                )
+            return _tokenise(clean(value), self.vocabulary)
+        if isinstance(value, Sequence | np.ndarray | Tensor):
+            return self._given(value, error), ""
+        raise error(f"a caption is text or a sequence of token ids, not {type(value).__name__}")
+
+    def _given(self, value: Sequence[int] | np.ndarray | Tensor, error: type[LdmkitError]) -> Tensors:
+        ids = torch.as_tensor(value)
+        if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or not 0 < len(ids) <= self.length:
+            raise error(
+                f"token ids are 1 to {self.length} whole numbers in a row; given: {ids.dtype} of shape {tuple(ids.shape)}"
+            )
+        if int(ids.min()) < 0 or int(ids.max()) >= self.count:
+            raise error(f"token ids lie from 0 to {self.count - 1}; given: {int(ids.min())} to {int(ids.max())}")
+        padded = torch.full((self.length,), self._pad(), dtype=torch.int64)
+        padded[: len(ids)] = ids
+        return {"ids": padded, "mask": torch.arange(self.length) < len(ids)}
+
+    def _pad(self) -> int:
+        padding = load_tokenizer(self.vocabulary).padding if self.vocabulary else None
+        return int(padding["pad_id"]) if padding else 0
+
+
+def _tokenise(text: str, vocabulary: str) -> tuple[Tensors, str]:
+    encoding = load_tokenizer(vocabulary).encode(text)
+    mask = torch.tensor(encoding.attention_mask, dtype=torch.bool)
+    mask[0] = True  # a tokenizer without start and end tokens leaves nothing of the empty prompt
+    return {"ids": torch.tensor(encoding.ids), "mask": mask}, cut_off(text, encoding)
+
+
+def _pretrained(
+    architecture: dict[str, Any] | None, length: int, scratch: Mapping[str, int | None]
+) -> PretrainedEncoder:
+    if given := [name for name, value in scratch.items() if value is not None]:
+        raise RecipeError(f"{', '.join(given)} cannot be chosen with a pretrained `encoder`, which has its own")
+    if architecture is None:
+        raise RecipeError("the architecture of `encoder` is not known", hint="let `fit` read it")
+    check_length(architecture, length)
+    return PretrainedEncoder(architecture)
+
+
+def _fit(samples: Iterable[Mapping[str, Any]], length: int) -> str:
+    captions = [caption for sample in samples if isinstance(caption := sample["caption"], str)]
+    if not captions:
+        raise DataError(
+            "no sample has a `caption` to fit a tokenizer on",
+            hint="choose data with captions, give `fields: {caption: ...}`, or name a `tokenizer`",
+        )
+    return fit_tokenizer(captions, length)
+
+
+def _short(text: str, most: int = 200) -> str:
+    return repr(text if len(text) <= most else text[:most] + "...")

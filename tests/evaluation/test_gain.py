@@ -1,0 +1,89 @@
+"""Conditioning gain on a model whose gain is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldmkit.conditioning import Batch
+from ldmkit.evaluation.context import Evaluation
+from ldmkit.evaluation.gain import ConditioningGain, conditioning_gain, exchange
+from ldmkit.evaluation.statistics import mean_interval, ratio_interval
+
+
+def test_gain_of_a_gaussian_is_the_closed_form(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x_0 = y + s u with y = 0 or 1. The best eps-prediction from x_t = a x_0 + b eps and y has the loss a^2 s^2 / v,
+    v = a^2 s^2 + b^2, and with another's y it has a^2 b^2 (y - y')^2 / v^2 more."""
+    a, b, s = 0.8, 0.6, 0.5
+    v = a**2 * s**2 + b**2
+    seen: list[Any] = []
+
+    def losses(batch: Batch, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append(draws)
+        own = (batch.images.mean((1, 2, 3)) > 0).float()  # y, which the picture shows
+        given = batch.prepared["label"]["label"].float()  # type: ignore[index]
+        u, eps = draws.noise[:, 0], draws.noise[:, 1]
+        x_t = a * (own + s * u) + b * eps
+        return (b * (x_t - a * given) / v - eps).square(), {}
+
+    evaluation.n = 1200
+    evaluation.chunk = 300
+    evaluation.validation.count = 1200  # type: ignore[misc]
+    monkeypatch.setattr(evaluation.model, "losses", losses, raising=False)
+    figures = {figure.slot: figure for figure in ConditioningGain(draws=4).compute(evaluation)}
+
+    apart = (
+        evaluation.batch.prepared["label"]["label"][evaluation.shuffled] != evaluation.batch.prepared["label"]["label"]
+    )  # type: ignore[index]
+    expected = (a**2 * b**2 / v**2) * float(apart.float().mean()) / (a**2 * s**2 / v)
+    figure = figures["label"]
+    assert figure.interval is not None
+    assert figure.value == pytest.approx(expected, rel=0.1)
+    assert figure.interval[0] < expected < figure.interval[1]
+    assert figure.beats_baseline() is True
+    assert figures["small"].value == 0.0  # this model does not look at the small picture
+    assert all(not draws.dropped for draws in seen)
+    timesteps = torch.cat([draws.timesteps for draws in seen[:4]])
+    within = timesteps.sort().values / 1000 * 1200 - torch.arange(1200)  # one in every stratum
+    assert -1e-3 < float(within.min()) <= float(within.max()) < 1 + 1e-3
+
+
+def test_the_pairing_makes_a_small_gain_visible() -> None:
+    """A gain of 1 % under a loss whose own spread is 100 times that."""
+    right = 1 + 1.0 * torch.rand(256, generator=torch.Generator().manual_seed(0))
+    gain = conditioning_gain(right, right * 1.01 + 0.001 * torch.randn(256, generator=torch.Generator().manual_seed(1)))
+    assert gain.value == pytest.approx(0.01, abs=0.001)
+    assert gain.interval[0] > 0.009
+    assert conditioning_gain(right, right).interval == (0.0, 0.0)
+
+
+def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
+    covered = 0
+    for trial in range(100):
+        source = torch.Generator().manual_seed(trial)
+        denominators = 1 + torch.rand(80, generator=source)
+        numerators = 0.2 * denominators + 0.3 * torch.randn(80, generator=source)
+        low, high = ratio_interval(numerators, denominators, seed=trial, draws=300)[1]
+        covered += low <= 0.2 <= high
+    assert 88 <= covered <= 100
+
+
+def test_mean_interval() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    mean, interval = mean_interval(values)
+    half = 1.96 * float(values.std()) / 2
+    assert mean == 2.5
+    assert interval == pytest.approx((2.5 - half, 2.5 + half))
+    assert mean_interval(torch.tensor([1.0])) == (1.0, None)
+    assert mean_interval(torch.tensor([1.0, float("inf")]))[1] is None
+
+
+def test_exchange_touches_one_slot_only(evaluation: Evaluation) -> None:
+    batch, partner = evaluation.batch, evaluation.shuffled
+    other = exchange(batch, "label", partner)
+    assert torch.equal(other.images, batch.images)
+    assert torch.equal(other.prepared["small"]["image"], batch.prepared["small"]["image"])  # type: ignore[index]
+    assert torch.equal(other.prepared["label"]["label"], batch.prepared["label"]["label"][partner])  # type: ignore[index]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ldmkit.data import Order, batches
+from ldmkit.errors import DivergedError
+from ldmkit.training import cache as latents
+from ldmkit.training.autoencoder import pictures_only
+from ldmkit.training.stop import Interrupted, Stop
+
+
+def test_each_row_gets_the_posterior_of_its_picture_and_view(toy: SimpleNamespace, tmp_path: Path) -> None:
+    autoencoder = toy.model().autoencoder
+    data = toy.data(views=3, crop="random", flip=True, zoom=(0.5, 1.0))
+    cache = latents.build(autoencoder, data, folder=tmp_path, key="k", seed=5, batch=16)
+    assert len(cache) == len(data) == 72
+    for batch in batches(data, pictures_only(), start=64, batch=16, seed=5, steps=2):  # over the end of an epoch
+        attached = cache.attach(batch)
+        assert attached.latents is not None
+        expected = autoencoder.posterior(batch.images)
+        assert torch.allclose(attached.latents["mean"], expected.mean, atol=1e-5)
+        assert expected.logvar is not None
+        assert torch.allclose(attached.latents["logvar"], expected.logvar, atol=1e-4)
+
+
+def test_a_build_that_was_stopped_goes_on(
+    toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "SHARD", 10)
+    autoencoder, data = toy.model().autoencoder, toy.data()
+    stop = Stop()
+    encoded: list[int] = []
+    encode = latents._encode
+
+    def counted(*args: object) -> dict[str, torch.Tensor]:
+        encoded.append(len(args[1]))  # type: ignore[arg-type]
+        if sum(encoded) == 15:
+            stop.request()
+        return encode(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(latents, "_encode", counted)
+    with pytest.raises(Interrupted, match="encoding latents, 15 of 24"):
+        latents.build(autoencoder, data, folder=tmp_path, key="k", seed=5, batch=5, stop=stop)
+    encoded.clear()
+    cache = latents.build(autoencoder, data, folder=tmp_path, key="k", seed=5, batch=5)
+    assert sum(encoded) == 14  # the first shard was finished
+    encoded.clear()
+    again = latents.build(autoencoder, data, folder=tmp_path, key="k", seed=5)
+    assert encoded == []
+    assert torch.equal(again.posteriors["mean"], cache.posteriors["mean"])
+    shard = tmp_path / "k" / "shard-00001" / "latents.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    mended = latents.build(autoencoder, data, folder=tmp_path, key="k", seed=5)
+    assert sum(encoded) == 10
+    assert torch.allclose(mended.posteriors["mean"], cache.posteriors["mean"], atol=1e-5)
+
+
+def test_the_key_changes_with_any_weight_and_with_the_data_but_not_with_the_scale(toy: SimpleNamespace) -> None:
+    autoencoder = toy.model().autoencoder
+    before = latents.fingerprint(autoencoder, {"type": "squares", "size": 16})
+    assert latents.fingerprint(autoencoder, {"size": 16, "type": "squares"}) == before
+    assert latents.fingerprint(autoencoder, {"type": "squares", "size": 32}) != before
+    autoencoder.latent_scale.fill_(3.0)
+    assert latents.fingerprint(autoencoder, {"type": "squares", "size": 16}) == before
+    with torch.no_grad():
+        next(autoencoder.parameters()).view(-1)[0] += 1e-3
+    assert latents.fingerprint(autoencoder, {"type": "squares", "size": 16}) != before
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("scale", ["std", "per-channel"])
+def test_scaled_latents_have_unit_deviation(toy: SimpleNamespace, tmp_path: Path, scale: str, cached: bool) -> None:
+    autoencoder, data = toy.model().autoencoder, toy.data()
+    cache = latents.build(autoencoder, data, folder=tmp_path, key="k", seed=5) if cached else None
+    latents.calibrate(autoencoder, data, scale=scale, seed=5, cache=cache)
+    images = torch.stack([data.sample(item)["image"] for item in range(len(data))])
+    generators = [torch.Generator().manual_seed(i) for i in range(len(data))]
+    z = autoencoder.encode(images, generators)
+    deviations = z.std(dim=(0, 2, 3), correction=0) if scale == "per-channel" else z.std(correction=0)
+    assert torch.allclose(deviations, torch.ones_like(deviations), atol=0.05)
+    if scale == "per-channel":
+        assert torch.allclose(z.mean(dim=(0, 2, 3)), torch.zeros(2), atol=0.1)
+
+
+def test_statistics_of_the_same_weights_are_kept_and_of_others_measured_anew(toy: SimpleNamespace) -> None:
+    autoencoder, data = toy.model().autoencoder, toy.data()
+    first = latents.calibrate(autoencoder, data, scale="std", seed=5)
+    kept = latents.calibrate(autoencoder, data, scale=0.5, seed=77)
+    assert kept.overall_std == pytest.approx(first.overall_std)
+    assert autoencoder.latent_scale.tolist() == [0.5, 0.5]
+    with torch.no_grad():
+        autoencoder.quant_conv.weight.mul_(3.0)
+    assert latents.calibrate(autoencoder, data, scale="std", seed=5).overall_std > 1.05 * first.overall_std
+
+
+def test_an_encoder_that_says_nothing_is_an_error(toy: SimpleNamespace) -> None:
+    autoencoder = toy.model("vq").autoencoder
+    with torch.no_grad():
+        autoencoder.quant_conv.weight.zero_()
+        autoencoder.quant_conv.bias.zero_()
+    with pytest.raises(DivergedError, match="standard deviation"):
+        latents.calibrate(autoencoder, toy.data(), scale="std", seed=5)
+
+
+def test_what_cannot_be_kept(toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    autoencoder = toy.model().autoencoder
+    assert latents.fits(autoencoder, toy.data())
+    assert not latents.fits(autoencoder, toy.data(views=None))
+    assert not latents.fits(autoencoder, toy.data(count=None))
+    monkeypatch.setattr(latents, "LARGEST", 24 * 2 * 8 * 8 * 2 * 4 - 1)
+    assert not latents.fits(autoencoder, toy.data())
+
+
+def test_the_order_is_the_loaders(toy: SimpleNamespace) -> None:
+    data = toy.data()
+    order = Order(5, len(data))
+    batch = next(iter(batches(data, pictures_only(), start=20, batch=8, seed=5)))
+    expected = torch.stack([data.sample(order.index(p)[1])["image"] for p in range(20, 28)])
+    assert torch.equal(batch.images, expected)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ldmkit.training.console import Console, duration
+from ldmkit.training.log import METRICS, Log, read, truncate
+
+
+def train(log: Log, start: int, stop: int, *, total: int = 10) -> None:
+    with log.stage("diffusion", total=total, done=start, every=2) as stage:
+        for step in range(start, stop):
+            stage.step(step + 1, {"loss": torch.tensor(float(step)), "lr": 0.1}, images=4)
+            if step + 1 == 4:
+                stage.write(4, {"validation": 0.25})
+
+
+def test_lines_hold_the_means_between_them(tmp_path: Path) -> None:
+    train(Log(tmp_path), 0, 10)
+    lines = read(tmp_path / METRICS)
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert losses == {1: 0.0, 2: 1.0, 4: 2.5, 6: 4.5, 8: 6.5, 10: 8.5}
+    assert [line["validation"] for line in lines if "validation" in line] == [0.25]
+    assert all(line["stage"] == "diffusion" for line in lines)
+    assert all(line["images_per_second"] > 0 for line in lines if "loss" in line)
+
+
+def test_a_run_that_goes_on_writes_no_step_twice_and_tensorboard_agrees(tmp_path: Path) -> None:
+    train(Log(tmp_path), 0, 8)
+    with open(tmp_path / METRICS, "a") as file:
+        file.write('{"stage": "diffusion", "step": 9, "lo')  # torn by a crash
+    train(Log(tmp_path), 4, 10)
+    lines = read(tmp_path / METRICS)
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 10
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "diffusion"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == steps
+    assert events.Scalars("loss")[-1].value == pytest.approx(8.5)
+
+
+def test_truncation_leaves_other_stages_alone(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for stage, step in (("autoencoder", 50), ("diffusion", 10), ("diffusion", 20)):
+        log.append(stage, step, {"loss": 1.0})
+    truncate(tmp_path / METRICS, "diffusion", 10)
+    assert [(line["stage"], line["step"]) for line in read(tmp_path / METRICS)] == [
+        ("autoencoder", 50),
+        ("diffusion", 10),
+    ]
+
+
+def test_numbers_that_json_has_not_are_null(tmp_path: Path) -> None:
+    Log(tmp_path).append("diffusion", 1, {"loss": float("nan"), "count": 3})
+    assert json.loads((tmp_path / METRICS).read_text()) == {"stage": "diffusion", "step": 1, "loss": None, "count": 3}
+
+
+def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
+    (tmp_path / METRICS).mkdir()  # nothing can be appended to a directory
+    out = io.StringIO()
+    log = Log(tmp_path, console=Console(file=out))
+    for step in range(3):
+        log.append("diffusion", step, {"loss": 1.0})
+    assert out.getvalue().count("warning") == 1
+
+
+def test_observers_get_what_is_written(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, float]] = []
+    train(Log(observer=lambda stage, step, values: seen.append((stage, step, values.get("loss", -1.0)))), 0, 4)
+    assert seen == [("diffusion", 1, 0.0), ("diffusion", 2, 1.0), ("diffusion", 4, 2.5), ("diffusion", 4, -1.0)]
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    out = io.StringIO()
+    train(Log(console=Console(file=out)), 0, 10)
+    last = out.getvalue().splitlines()[-1]
+    assert last.startswith("diffusion 10/10  loss 8.5000, ")
+    assert last.endswith("images/s, 0 s left")
+    assert "\x1b" not in out.getvalue()
+
+
+def test_nobody_listens() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    console = Console(file=Closed())
+    console.note("hello")
+    console.note("again")
+    assert not console.enabled
+
+
+def test_a_narrow_code_page_is_no_reason_to_stop() -> None:
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="ascii")
+    Console(file=out).note("caf\u00e9")
+    out.flush()
+    assert raw.getvalue() == b"caf?\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (185, "3:05 min"), (7800, "2:10 h")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

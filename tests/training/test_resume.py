@@ -1,0 +1,193 @@
+"""An interrupted stage ends with the same bits as an uninterrupted one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ldmkit.training import cache as latents
+from ldmkit.training.autoencoder import train_autoencoder
+from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.training.diffusion import train_diffusion
+from ldmkit.training.log import Log, read
+from ldmkit.training.stop import Interrupted, Stop
+
+
+class Crash(Exception):
+    """What a process does not survive."""
+
+
+def diffusion(
+    toy: SimpleNamespace, folder: Path, *, stop: Stop | None = None, crash_at: int = -1, **options: Any
+) -> Any:
+    """One process' share of the diffusion stage: all is built anew."""
+
+    def observer(stage: str, step: int, values: Mapping[str, float]) -> None:
+        if step == crash_at:
+            raise Crash
+
+    train_settings = toy.settings(**{"log_every": 1, **options.pop("settings", {})})
+    data = toy.data(**options.pop("data", {}))
+    model = toy.model()
+    cache = None
+    if options.pop("cached", False):
+        cache = latents.build(model.autoencoder, data, folder=folder / "latents", key="key", seed=5)
+    return train_diffusion(
+        model,
+        data,
+        toy.data(),
+        settings=train_settings,
+        seed=5,
+        checkpoints=Checkpoints(folder / "diffusion"),
+        log=Log(folder, observer=observer),
+        stop=stop or Stop(),
+        cache=cache,
+        **options,
+    )
+
+
+def autoencoder(toy: SimpleNamespace, folder: Path, *, kind: str, stop: Stop | None = None, crash_at: int = -1) -> Any:
+    def observer(stage: str, step: int, values: Mapping[str, float]) -> None:
+        if step == crash_at:
+            raise Crash
+
+    return train_autoencoder(
+        toy.model(kind).autoencoder,
+        toy.losses(learn_logvar=True),
+        toy.data(),
+        toy.data(),
+        settings=toy.settings(betas=(0.5, 0.9), log_every=1),
+        seed=5,
+        checkpoints=Checkpoints(folder / "autoencoder"),
+        log=Log(folder, observer=observer),
+        stop=stop or Stop(),
+    )
+
+
+def bits(folder: Path) -> dict[str, str]:
+    """The checksums of everything in the newest checkpoint: weights, average, optimizers, counters."""
+    newest = Checkpoints(folder).newest()
+    assert newest is not None
+    return {name: entry["sha256"] for name, entry in newest.manifest["files"].items()}
+
+
+class Soon(Stop):
+    """Asks for a stop when it has been polled `polls` times by the loop, once a step."""
+
+    def __init__(self, polls: int) -> None:
+        super().__init__()
+        self.left = polls
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            self.request()
+        return self._signal is not None
+
+
+@pytest.fixture
+def whole(toy: SimpleNamespace, tmp_path: Path) -> dict[str, str]:
+    diffusion(toy, tmp_path / "whole")
+    return bits(tmp_path / "whole" / "diffusion")
+
+
+def test_there_is_something_to_compare(whole: dict[str, str]) -> None:
+    assert set(whole) == {"model.safetensors", "ema.safetensors", "model-optimizer.safetensors", "trainer.json"}
+
+
+def test_stopped_at_every_step(toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]) -> None:
+    stops = 0
+    while True:
+        try:
+            diffusion(toy, tmp_path / "parts", stop=Soon(1))
+        except Interrupted as error:
+            assert error.exit_code == 143
+            stops += 1
+            newest = Checkpoints(tmp_path / "parts" / "diffusion").newest()
+            assert newest is not None
+            assert newest.step == stops
+        else:
+            break
+    assert stops == 5
+    assert bits(tmp_path / "parts" / "diffusion") == whole
+    steps = [line["step"] for line in read(tmp_path / "parts" / "metrics.jsonl") if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_crash_loses_no_more_than_the_steps_since_the_checkpoint(
+    toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]
+) -> None:
+    with pytest.raises(Crash):
+        diffusion(toy, tmp_path / "parts", crash_at=5)
+    newest = Checkpoints(tmp_path / "parts" / "diffusion").newest()
+    assert newest is not None
+    assert newest.step == 4
+    diffusion(toy, tmp_path / "parts")
+    assert bits(tmp_path / "parts" / "diffusion") == whole
+
+
+def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bits(
+    toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]
+) -> None:
+    with pytest.raises(Crash):
+        diffusion(toy, tmp_path / "parts", crash_at=5)
+    path = tmp_path / "parts" / "diffusion" / "step-00000004" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    diffusion(toy, tmp_path / "parts")
+    assert bits(tmp_path / "parts" / "diffusion") == whole
+
+
+def test_more_steps_extend_a_finished_stage(toy: SimpleNamespace, tmp_path: Path) -> None:
+    constant = {"decay": "constant", "warmup": 0}
+    diffusion(toy, tmp_path / "whole", settings={**constant, "steps": 5})
+    diffusion(toy, tmp_path / "parts", settings={**constant, "steps": 3})
+    diffusion(toy, tmp_path / "parts", settings={**constant, "steps": 5})
+    assert bits(tmp_path / "parts" / "diffusion") == bits(tmp_path / "whole" / "diffusion")
+
+
+def test_streams_resume_as_well(toy: SimpleNamespace, tmp_path: Path) -> None:
+    endless = {"data": {"count": None}, "settings": {"steps": 4}}
+    diffusion(toy, tmp_path / "whole", **endless)
+    with pytest.raises(Interrupted):
+        diffusion(toy, tmp_path / "parts", stop=Soon(3), **endless)
+    diffusion(toy, tmp_path / "parts", **endless)
+    assert bits(tmp_path / "parts" / "diffusion") == bits(tmp_path / "whole" / "diffusion")
+
+
+def test_cached_latents_change_nothing_but_rounding(
+    toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]
+) -> None:
+    diffusion(toy, tmp_path / "cached", cached=True)
+    plain = Checkpoints(tmp_path / "whole" / "diffusion").newest()
+    cached = Checkpoints(tmp_path / "cached" / "diffusion").newest()
+    assert plain is not None
+    assert cached is not None
+    one, other = (torch.cat([v.flatten() for v in c.tensors("model").values()]) for c in (plain, cached))
+    assert float((one - other).norm() / one.norm()) < 1e-4
+    losses = [
+        [line["loss"] for line in read(tmp_path / kind / "metrics.jsonl") if "loss" in line]
+        for kind in ("whole", "cached")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_the_autoencoder_stage_with_both_its_optimizers(toy: SimpleNamespace, tmp_path: Path, kind: str) -> None:
+    autoencoder(toy, tmp_path / "whole", kind=kind)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            autoencoder(toy, tmp_path / "parts", kind=kind, stop=Soon(1))
+    with pytest.raises(Crash):
+        autoencoder(toy, tmp_path / "parts", kind=kind, crash_at=5)
+    autoencoder(toy, tmp_path / "parts", kind=kind)
+    expected = bits(tmp_path / "whole" / "autoencoder")
+    assert {"generator-optimizer.safetensors", "discriminator-optimizer.safetensors", "losses.safetensors"} <= set(
+        expected
+    )
+    assert bits(tmp_path / "parts" / "autoencoder") == expected
