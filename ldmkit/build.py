@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ldmkit import autoencoder as autoencoders
 from ldmkit import diffusion as objectives
@@ -52,8 +54,11 @@ def datasets(recipe: Recipe, registry: Registry | None = None) -> tuple[Dataset,
 
 def source_of(recipe: Recipe, registry: Registry) -> Source:
     """The recipe's data source."""
+    kind = registry.data_sources.load(recipe.data.type)
     options = registry.data_sources.options(recipe.data.type).read(recipe.data.options)
-    source: Source = registry.data_sources.load(recipe.data.type)(**options.arguments())
+    # A source that draws its pictures takes the size they are wanted at; it is the section's own key, and no option.
+    drawn = {"size": recipe.data.shape} if "size" in inspect.signature(kind).parameters else {}
+    source: Source = kind(**options.arguments(), **drawn)
     return source
 
 
@@ -256,7 +261,7 @@ def load(
     folder = model_folder(path)
     config = read_config(folder)
     registry = registry or plugins.load(files=_plugin_files(config))
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         model = _assemble(config, registry)
     tensors = read_weights(folder, weights)
     _check_fit(model, tensors, folder)
@@ -264,6 +269,19 @@ def load(
     _reset_meta_buffers(model, config, registry)
     model.autoencoder.requires_grad_(False)
     return model.eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Inside, `nn.init` does nothing: on meta there is nothing to fill, and trying to imports the compiler, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or getattr(func, "__name__", "") in _FILLING:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+_FILLING = {"normal_", "uniform_", "trunc_normal_"}
 
 
 def _plugin_files(config: Mapping[str, Any]) -> list[str]:

@@ -61,7 +61,7 @@ def dotted(path: Iterable[str | int]) -> str:
 
 def did_you_mean(given: object, names: Iterable[str]) -> str:
     """`; did you mean 'lr'?`, or nothing."""
-    near = difflib.get_close_matches(str(given), list(names), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(given), list(names), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -27,13 +28,12 @@ import pluggy
 
 from ldmkit import hookspecs
 from ldmkit.errors import PluginError, UsageError
+from ldmkit.registration import registrar, rejection
 from ldmkit.registry import (
     CONDITIONER,
     DATA_SOURCE,
     METRIC,
-    NAME,
     SAMPLER,
-    TARGET,
     Catalog,
     Entry,
     Origin,
@@ -90,7 +90,7 @@ class Registry:
         except BaseException as error:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
-            raise _rejection(error, origin) from error
+            raise rejection(error, origin) from error
         self._origins[id(plugin)] = origin
         for catalog, entry in found:
             catalog.add(entry)
@@ -129,7 +129,7 @@ class Registry:
             caller = callers.get(f"ldmkit_register_{ending}")
             for implementation in caller.get_hookimpls() if caller else []:
                 if implementation.plugin is plugin:
-                    implementation.function(*([_registrar(catalog, origin, found)] * len(implementation.argnames)))
+                    implementation.function(*([registrar(catalog, origin, found)] * len(implementation.argnames)))
         return found
 
 
@@ -155,8 +155,11 @@ def load(
         except PluginError as error:
             registry.problems.append(Problem(origin, error.message, error.hint or ""))
     for file in files:
-        origin = Origin(file=str(Path(file).expanduser().absolute()))
-        module, seconds = _timed(lambda path=origin.file: _file_module(path), origin)  # type: ignore[misc]
+        path = str(Path(file).expanduser().absolute())
+        if not Path(path).is_file():
+            raise UsageError(f"there is no plugin file {path}")
+        origin = Origin(file=path)
+        module, seconds = _timed(partial(_file_module, path), origin)
         registry.add(module, origin, seconds=seconds)
     for plugin in extra:
         registry.add(plugin, Origin(entry_point=getattr(plugin, "__name__", type(plugin).__name__)))
@@ -219,8 +222,6 @@ def _timed(load_module: Callable[[], Any], origin: Origin) -> tuple[Any, float]:
     try:
         with _signal_handlers_kept():
             module = load_module()
-    except PluginError:
-        raise
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"plugin {origin} cannot be imported: {last_line(error)}" if origin.file else last_line(error),
@@ -230,8 +231,6 @@ def _timed(load_module: Callable[[], Any], origin: Origin) -> tuple[Any, float]:
 
 
 def _file_module(path: str) -> Any:
-    if not Path(path).is_file():
-        raise UsageError(f"there is no plugin file {path}")
     name = f"ldmkit_file_{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -244,67 +243,6 @@ def _file_module(path: str) -> Any:
         del sys.modules[name]
         raise
     return module
-
-
-def _registrar(catalog: Catalog, origin: Origin, found: list[tuple[Catalog, Entry]]) -> hookspecs.Register:
-    """The `register` function one plugin gets for one kind."""
-
-    def register(name: str, target: object) -> None:
-        noun = catalog.kind.noun
-        if not (isinstance(name, str) and NAME.fullmatch(name)):
-            raise PluginError(f"it registers the {noun} {name!r}: names are lower-case words joined by '-'")
-        if isinstance(target, str) and not TARGET.fullmatch(target):
-            raise PluginError(f"it registers the {noun} '{name}' as {target!r}: write 'package.module:Name'")
-        if not isinstance(target, str) and not callable(target):
-            raise PluginError(f"it registers the {noun} '{name}' as {target!r}: give 'package.module:Name' or a class")
-        if any(other is catalog and entry.name == name for other, entry in found):
-            raise PluginError(f"it registers the {noun} '{name}' twice")
-        found.append((catalog, Entry(name, target, origin)))
-
-    return register
-
-
-def _rejection(error: BaseException, origin: Origin) -> BaseException:
-    """What to raise for a plugin whose hooks are wrong."""
-    if isinstance(error, pluggy.PluginValidationError):
-        return _explained(error, origin)
-    if isinstance(error, PluginError):
-        return PluginError(_named(error.message, origin), hint=error.hint)
-    if isinstance(error, (Exception, SystemExit)):
-        return PluginError(_named(f"its registration fails: {last_line(error)}", origin))
-    return error
-
-
-def _explained(error: pluggy.PluginValidationError, origin: Origin) -> PluginError:
-    hooks = {name: value for name, value in vars(hookspecs).items() if name.startswith(f"{GROUP}_")}
-    text = str(error)
-    implemented = [name for name in dir(error.plugin) if name.startswith(f"{GROUP}_")]
-    for name in implemented:
-        if name not in hooks and "unknown hook" in text:
-            near = difflib.get_close_matches(name, hooks, n=1)
-            did_you_mean = f"; did you mean '{near[0]}'?" if near else ""
-            return PluginError(
-                _named(f"there is no hook '{name}'{did_you_mean}", origin), hint=f"Hooks: {', '.join(hooks)}"
-            )
-    for name in implemented:
-        if name in hooks and f"hook {name!r}" in text:
-            allowed = hooks[name].__code__.co_varnames[: hooks[name].__code__.co_argcount]
-            unknown = [given for given in _arguments(getattr(error.plugin, name)) if given not in allowed]
-            return PluginError(
-                _named(f"hook {name}: argument {', '.join(unknown)} unknown; allowed: {', '.join(allowed)}", origin)
-            )
-    return PluginError(_named(" ".join(text.split()), origin))
-
-
-def _arguments(function: Any) -> Sequence[str]:
-    import inspect
-
-    return list(inspect.signature(function).parameters)
-
-
-def _named(message: str, origin: Origin) -> str:
-    """A file's or an object's error stands alone, so it says whose it is; a `Problem` has its origin beside it."""
-    return message if origin.distribution else f"plugin {origin}: {message}"
 
 
 @contextmanager

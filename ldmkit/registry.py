@@ -187,9 +187,16 @@ class Catalog:
         message = f"no {self.kind.noun} is called '{name}'; installed: {', '.join(self.names()) or 'none'}"
         if near:
             message += f"; did you mean '{near[0]}'?"
-        broken = [f"\n  Installed but not usable: {problem}" for problem in self.problems]
         hint = f"Perhaps a package is missing: pip install ldmkit-{short}"
-        return PluginError(message + "".join(broken), hint=hint)
+        names = (short, f"ldmkit-{short}")
+        for problem in self.problems:
+            if problem.origin.entry_point in names or problem.origin.distribution in names:
+                message, hint = f"{message}; {problem}", problem.remedy
+                break
+        else:
+            if self.problems:
+                hint += f"; or one of {len(self.problems)} broken plugins has it: `ldmkit plugins list`"
+        return PluginError(message, hint=hint)
 
 
 def _imported(target: str) -> Any:

@@ -150,6 +150,7 @@ def _work(result: Run, directory: RunDirectory, registry: Registry, screen: Cons
             raise
         raise failure from error
     directory.write_status("finished", stage=None, exit_code=0, done=result.recipe.train.steps, seconds=seconds)
+    _report(result.path)
     registry.run_finished(result, None)
     _say_end(screen, result, lines, seconds)
 
@@ -166,6 +167,13 @@ def _stages(
     stages = Stages(result.recipe, registry, directory, screen, stop, observer=observer, facts={"versions": versions()})
     results = stages.execute()
     return stages.seconds, results.lines()
+
+
+def _report(path: Path) -> None:
+    """After the status, which the page shows."""
+    from ldmkit.evaluation import write_report
+
+    write_report(path)
 
 
 def _translated(error: BaseException) -> BaseException:

@@ -94,8 +94,12 @@ class RunDirectory:
                 f"cannot write to {self.path}: {error.strerror or error}",
                 hint="choose a place that can be written with --out DIR",
             ) from error
-        if not _flock(self._lock, self.path):
-            self._marker = _exclusive(self.path / f"{LOCK}.pid")
+        try:
+            if not _flock(self._lock, self.path):
+                self._marker = _exclusive(self.path / f"{LOCK}.pid")
+        except ResourceError:
+            self._release()
+            raise
         self._lock.truncate(0)
         self._lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
         self._lock.flush()
@@ -134,7 +138,7 @@ class RunDirectory:
             RecipeError: the model or the data changed; the keys and the ways out are named.
         """
         before = self.recipe()
-        found = differences(before, resolved) if before is not None else []
+        found = differences(_without_learned(before, resolved), resolved) if before is not None else []
         if refused := [d for d in found if not d.allowed]:
             listed = "\n".join(f"    {difference}" for difference in refused)
             raise RecipeError(
@@ -181,6 +185,27 @@ def differences(before: Any, after: Any, key: str = "") -> list[Difference]:
             found += differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
         return found
     return [] if _plain(before) == _plain(after) else [Difference(key, before, after)]
+
+
+def _without_learned(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a run without what its conditioners learned from the data, which nobody writes down."""
+    slots = now.get("conditioners") or {}
+    kept = {
+        name: {k: v for k, v in options.items() if v is None or name not in slots or slots[name].get(k) is not None}
+        for name, options in (before.get("conditioners") or {}).items()
+    }
+    return {**before, "conditioners": kept}
+
+
+def learned(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> what a run's conditioners learned from the data, where the recipe now says nothing."""
+    slots = now.get("conditioners") or {}
+    return {
+        f"conditioners.{name}.{key}": value
+        for name, options in (before.get("conditioners") or {}).items()
+        for key, value in options.items()
+        if value is not None and name in slots and slots[name].get(key) is None
+    }
 
 
 def versions(extra: Mapping[str, str] | None = None) -> dict[str, str]:

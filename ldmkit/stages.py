@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +16,13 @@ from ldmkit.autoencoder import AutoencoderLoss, make_loss
 from ldmkit.build import build, datasets, fit, load
 from ldmkit.data import Dataset
 from ldmkit.errors import CheckpointError, RecipeError
-from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, write_pictures, write_report
+from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, write_pictures
 from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.opening import announce
 from ldmkit.plugins import Registry
 from ldmkit.previews import Previews
 from ldmkit.recipe import Recipe
-from ldmkit.rundir import RunDirectory
+from ldmkit.rundir import RunDirectory, learned
 from ldmkit.training import autoencoder as first
 from ldmkit.training import cache as latents
 from ldmkit.training import diffusion as second
@@ -31,13 +30,14 @@ from ldmkit.training import runtime as runtimes
 from ldmkit.training.checkpoint import Checkpoints
 from ldmkit.training.console import Console
 from ldmkit.training.log import Log, Observer
+from ldmkit.training.memory import Remembered
 from ldmkit.training.optim import Group
 from ldmkit.training.publish import discard
 from ldmkit.training.state import TrainingState, load_trained
 from ldmkit.training.stop import Stop
 
 EVALUATED = 128  # samples that are judged, unless a metric's option `count` asks for more
-MODEL, EVALUATION, REPORT = "model", "evaluation.json", "report.html"
+MODEL, EVALUATION = "model", "evaluation.json"
 
 
 @dataclass
@@ -73,7 +73,8 @@ class Stages:
     @cached_property
     def data(self) -> tuple[Dataset, Dataset]:
         """What is trained on, and what is held out."""
-        return datasets(self.recipe, self.registry)
+        train, validation = datasets(self.recipe, self.registry)
+        return (Remembered(train) if train.finite else train), validation
 
     def checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
         """The checkpoints of a stage; leftovers of a process that died are removed."""
@@ -94,7 +95,7 @@ class Stages:
         self.recipe = self._fitted()
         train, validation = self.data
         model = self._model()
-        self._announce(model, train, validation)
+        announce(self.console, self.recipe, model, self.data, self.runtime, self.directory.path)
         self.stop.check("reading the data")
         self._first_stage(model, train, validation)
         cache = self._cache(model, train)
@@ -105,15 +106,8 @@ class Stages:
 
     def _fitted(self) -> Recipe:
         """The recipe with what conditioners learn from data; a run that goes on keeps what it learned then."""
-        stored = (self.directory.recipe() or {}).get("conditioners") or {}
-        now = self.recipe.resolved(redact=False)["conditioners"]
-        learned = {
-            f"conditioners.{slot}.{option}": value
-            for slot, options in stored.items()
-            for option, value in options.items()
-            if slot in now and option not in now[slot]
-        }
-        recipe = self.recipe.updated(learned).validate_components(self.registry) if learned else self.recipe
+        known = learned(self.directory.recipe() or {}, self.recipe.resolved(redact=False))
+        recipe = self.recipe.updated(known).validate_components(self.registry) if known else self.recipe
         recipe = fit(recipe, self.registry)
         self.directory.write_recipe(recipe.to_yaml())
         return recipe
@@ -143,43 +137,6 @@ class Stages:
             if name not in saved or saved[name].shape != value.shape:
                 raise CheckpointError(f"{name} is not what this run was started with", where=str(found.path))
             value.data.copy_(saved[name])
-
-    def _announce(self, model: LatentDiffusion, train: Dataset, validation: Dataset) -> None:
-        count = "endless" if train.count is None else f"{train.count} views of {train.info.count} pictures"
-        held_out = "endless" if validation.count is None else str(validation.count)
-        slots = [
-            f"{name} ({slot.type}, {slot.origin.get('distribution', 'here')})" for name, slot in model.slots.items()
-        ]
-        size = f"{train.size[0]}x{train.size[1]}"
-        rows = [
-            ("device", runtimes.describe(self.runtime)),
-            ("data", f"{self.recipe.data.type}, {size}: {count}; held out: {held_out}"),
-            ("autoencoder", f"{self.recipe.autoencoder.type}, {_size(model.autoencoder)}, latents {_latents(model)}"),
-            ("conditioners", ", ".join(slots) or "none"),
-            ("denoiser", f"{_size(model.denoiser)} (and {_size(model.conditioners)} of conditioners)"),
-            ("stages", ", then ".join(self._plan())),
-        ]
-        self.console.table(rows)
-        for text in self._stand_ins():
-            self.console.note(f"  note: {text}")
-        weights = sum(p.nbytes for p in model.parameters())
-        free = shutil.disk_usage(self.directory.path).free
-        if free < 2 * 4 * weights:  # weights, average, two moments; and two checkpoints at a time
-            self.console.note(
-                f"warning: {free / 2**20:.0f} MiB are free, and two checkpoints take {2 * 4 * weights / 2**20:.0f} MiB"
-            )
-
-    def _plan(self) -> list[str]:
-        own = self.recipe.autoencoder.train
-        plan = [] if own is None else [f"autoencoder {own.steps} steps of {own.batch}"]
-        return [*plan, f"diffusion {self.recipe.train.steps} steps of {self.recipe.train.batch}", "evaluation"]
-
-    def _stand_ins(self) -> list[str]:
-        loss = self._loss_section()
-        perceptual = loss.get("perceptual") if loss else None
-        if perceptual and perceptual["weights"] == "random":
-            return ["LPIPS has random backbone weights here: its values do not compare with published ones"]
-        return []
 
     def _loss_section(self) -> dict[str, Any]:
         section = self.recipe.resolved(redact=False)["autoencoder"]
@@ -346,24 +303,16 @@ class Stages:
             results = evaluate(evaluation, metrics)
             progress.update(max(len(metrics), 1), " ")
         pictures = write_pictures(evaluation, path / "samples", count=self.recipe.sample.count)
-        results = _with_pictures(results, pictures)
+        results = replace(results, pictures=tuple(pictures))
         results.save(path / EVALUATION)
-        write_report(path)
         return results
 
 
 def _metrics(recipe: Recipe, registry: Registry) -> tuple[list[tuple[str, Metric]], int]:
     """The recipe's metrics, and how many samples they want."""
-    metrics, count = [], 0
-    for entry in recipe.evaluate:
-        arguments = registry.metrics.options(entry.type).read(entry.options).arguments()
-        metrics.append((entry.type, registry.metrics.load(entry.type)(**arguments)))
-        count = max(count, int(arguments.get("count") or 0))
-    return metrics, count or EVALUATED
-
-
-def _with_pictures(results: Results, pictures: Sequence[Any]) -> Results:
-    return replace(results, pictures=tuple(pictures))
+    metrics = [(entry.type, registry.metrics.create(entry.type, entry.options)) for entry in recipe.evaluate]
+    wanted = [int(entry.options.get("count") or 0) for entry in recipe.evaluate]
+    return metrics, max(wanted, default=0) or (EVALUATED if metrics else 0)
 
 
 def _copy(source: nn.Module, target: nn.Module, *, where: str) -> None:
@@ -378,16 +327,3 @@ def _copy(source: nn.Module, target: nn.Module, *, where: str) -> None:
             where=where,
         )
     target.load_state_dict(theirs)
-
-
-def _size(module: nn.Module) -> str:
-    count = sum(p.numel() for p in module.parameters())
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit} parameters"
-    return f"{count} parameters"
-
-
-def _latents(model: LatentDiffusion) -> str:
-    channels, height, width = model.latent_shape(model.size)
-    return f"{channels}x{height}x{width}"

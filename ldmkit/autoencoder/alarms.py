@@ -66,7 +66,7 @@ class Alarms:
 
     def observe(self, step: int, numbers: Mapping[str, float | Tensor]) -> list[Alarm]:
         """The alarms that the numbers of generator step `step` set off; `raised` keeps all."""
-        values = {name: float(value) for name, value in numbers.items()}
+        values = {name: float(torch.as_tensor(value).detach()) for name, value in numbers.items()}
         found = [
             *self._not_finite(values),
             *self._codebook(values),

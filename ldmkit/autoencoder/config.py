@@ -35,6 +35,7 @@ class NetworkOptions(TypedDict, total=False):
     middle_attention: bool
     dropout: float
     pad: bool
+    groups: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class NetworkConfig:
         attention_type: which attention `attention` and `middle_attention` put in; `none` goes with neither.
         middle_attention: attention between the two middle blocks. The released models have it, except vq-f4-noattn.
         dropout: in the residual blocks, 0 to 1.
+        groups: of every group norm; default 32, or fewer where a level is narrower than 128 channels. Released and diffusers'
+            models of any width need 32.
         pad: accept image sizes that are no multiple of `downsample`, by padding on the right and at the bottom.
 
     Raises:
@@ -72,6 +75,7 @@ class NetworkConfig:
     middle_attention: bool = False
     dropout: float = 0.0
     pad: bool = False
+    groups: int | None = None
 
     def __post_init__(self) -> None:
         if self.downsample not in MULTIPLIERS:

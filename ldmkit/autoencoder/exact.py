@@ -81,7 +81,7 @@ class _SharedStatistics:
             return self._apply(norm, x)
         self.measured = norm
         part = x[..., self.core[0], self.core[1]].reshape(len(x), norm.num_groups, -1)
-        variance, mean = torch.var_mean(part.float(), dim=2, correction=0)
+        variance, mean = torch.var_mean(part.to(torch.promote_types(part.dtype, torch.float32)), dim=2, correction=0)
         self.sums.append((part.shape[2], mean.double(), variance.double()))
         raise _MeasuredError
 

@@ -14,7 +14,8 @@ CPU_CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 26
 def nearest_code(vectors: Tensor, codes: Tensor) -> Tensor:
     """Index of the nearest row of `codes` (k, c), Euclidean, for each row of `vectors` (n, c): (n,) int64, without gradient.
 
-    Exact up to rounding: of codes equally far up to the last bits of float32, either may be returned.
+    The tree is exact. Products round: of codes whose squared distances differ by less than about 1e-6 of their squared
+    lengths, either may be returned.
 
     Raises:
         DivergedError: a vector is not finite (checked where it costs nothing: on the CPU).

@@ -19,8 +19,8 @@ class Level(nn.Module):
         self.block = nn.ModuleList()
         self.attn = nn.ModuleList()
         for inputs, outputs in widths:
-            self.block.append(ResnetBlock(inputs, outputs, config.dropout))
-            self.attn.append(attention(kind, outputs))
+            self.block.append(ResnetBlock(inputs, outputs, config.dropout, config.groups))
+            self.attn.append(attention(kind, outputs, config.groups))
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c', h, w)."""
@@ -64,9 +64,9 @@ class Middle(nn.Module):
 
     def __init__(self, config: NetworkConfig, width: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(width, width, config.dropout)
-        self.attn_1 = attention(config.attention_type if config.middle_attention else "none", width)
-        self.block_2 = ResnetBlock(width, width, config.dropout)
+        self.block_1 = ResnetBlock(width, width, config.dropout, config.groups)
+        self.attn_1 = attention(config.attention_type if config.middle_attention else "none", width, config.groups)
+        self.block_2 = ResnetBlock(width, width, config.dropout, config.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
             for level, (inputs, width) in enumerate(zip((config.channels, *widths), widths, strict=False))
         )
         self.mid = Middle(config, widths[-1])
-        self.norm_out = Norm(widths[-1])
+        self.norm_out = Norm(widths[-1], config.groups)
         self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
             DecoderLevel(config, level, inputs, width)
             for level, (inputs, width) in enumerate(zip((*widths[1:], widths[-1]), widths, strict=True))
         )
-        self.norm_out = Norm(widths[0])
+        self.norm_out = Norm(widths[0], config.groups)
         self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -79,35 +79,36 @@ def _build(net: str, weights: str) -> nn.Module:
     # Imported here: with torchvision they take seconds, and most of ldmkit never needs them.
     import lpips  # type: ignore[import-untyped]
 
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # lpips calls torchvision and torch.load in ways that those warn of
-        torch.manual_seed(RANDOM_SEED)
-        model: nn.Module = lpips.LPIPS(net=net, pretrained=weights != "random", pnet_rand=True, verbose=False)
-        if weights == "random":
-            _randomise(model)
-    if weights == "imagenet":
-        _load(model, _imagenet(net), "torchvision's weights")
-    elif weights != "random":
-        _load(model, _read(Path(weights).expanduser()), weights)
+    # On meta: torchvision would draw 120 million weights of a classifier that lpips then throws away.
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # lpips calls torchvision in a way that it warns of
+        model: nn.Module = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    if weights == "random":
+        tensors = _drawn(model)
+    else:
+        heads = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+        given, origin = (
+            (_imagenet(net), "torchvision") if weights == "imagenet" else (_read(Path(weights).expanduser()), weights)
+        )
+        tensors = _chosen(model, {**_read(heads), **given}, origin)
+    model.load_state_dict(tensors, strict=False, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _randomise(model: nn.Module) -> None:
+def _drawn(model: nn.Module) -> dict[str, Tensor]:
     """Features that neither fade nor saturate with depth (He et al., arXiv 1502.01852); layers averaged."""
-    heads = [
-        module for name, module in model.named_modules() if name.startswith("lin") and isinstance(module, nn.Conv2d)
-    ]
-    for name, parameter in model.named_parameters():
-        if not name.startswith("net."):
-            continue
-        if parameter.dim() == 4:
-            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-        else:
-            # Not zero: a position whose features are all zero has no direction, and no gradient but NaN.
-            nn.init.normal_(parameter, std=0.1)
-    layers = len({id(head) for head in heads})
-    for head in heads:
-        nn.init.constant_(head.weight, 1 / layers)
+    generator = torch.Generator().manual_seed(RANDOM_SEED)
+    own = model.state_dict()
+    layers = sum(name.startswith("lins.") for name in own)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        if name.startswith("lin"):
+            tensors[name] = torch.full(tensor.shape, 1 / layers, device="cpu")
+        elif name.startswith("net."):
+            # Biases are not zero: a position whose features are all zero has no direction, and no gradient but NaN.
+            spread = (2 / tensor[0].numel()) ** 0.5 if tensor.dim() == 4 else 0.1
+            tensors[name] = torch.randn(tensor.shape, generator=generator, device="cpu") * spread
+    return tensors
 
 
 def _imagenet(net: str) -> dict[str, Tensor]:
@@ -143,17 +144,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot read perceptual weights: {error}", where=str(path)) from error
 
 
-def _load(model: nn.Module, tensors: dict[str, Any], origin: str) -> None:
-    """Fill the backbone by torchvision's names (`features.0.weight`) or lpips' (`net.slice1.0.weight`, heads if there)."""
-    own = model.state_dict()
-    chosen: dict[str, Tensor] = {}
-    for name in own:
-        # net.slice2.4.weight is features.4.weight in torchvision.
-        foreign = "features." + name.split(".", 2)[2] if name.startswith("net.") else name
-        if name in tensors or foreign in tensors:
-            chosen[name] = tensors[name] if name in tensors else tensors[foreign]
-        elif name.startswith("net."):
-            raise CheckpointError(f"{origin} has neither {foreign} nor {name}: not the weights of this backbone")
-    if wrong := [name for name, tensor in chosen.items() if tensor.shape != own[name].shape]:
-        raise CheckpointError(f"{origin} has other shapes than this backbone, first at {wrong[0]}")
-    model.load_state_dict(chosen, strict=False)
+def _chosen(model: nn.Module, tensors: dict[str, Any], origin: str) -> dict[str, Tensor]:
+    """Of `tensors` what `model` wants, by torchvision's names (`features.0.weight`) or lpips' (`net.slice1.0.weight`)."""
+    own, chosen = model.state_dict(), dict[str, Tensor]()
+    for name, wanted in own.items():
+        if name.startswith("scaling_layer."):
+            continue
+        # net.slice2.4.weight is features.4.weight in torchvision; lins.0.model is the same module as lin0.model.
+        other = "features." + name.split(".", 2)[2] if name.startswith("net.") else name.replace("lins.", "lin", 1)
+        found = tensors.get(name, tensors.get(other))
+        if found is None:
+            raise CheckpointError(f"{origin} has neither {other} nor {name}: not the weights of this backbone")
+        if found.shape != wanted.shape:
+            raise CheckpointError(f"{origin} has {name} of shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+        chosen[name] = found.float()
+    return chosen

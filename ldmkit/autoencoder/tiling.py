@@ -76,7 +76,8 @@ def _blend(
         raise UsageError(f"overlap is {overlap} and tile is {tile}; the overlap must be from 0 to below the tile")
     height, width = x.shape[-2:]
     total: Tensor | None = None
-    weight = torch.zeros(height * up // down, width * up // down, device=x.device)
+    precise = torch.promote_types(x.dtype, torch.float32)
+    weight = torch.zeros(height * up // down, width * up // down, device=x.device, dtype=precise)
     for top, left in product(starts(height, tile, overlap), starts(width, tile, overlap)):
         part = run(x[..., top : top + tile, left : left + tile])
         if total is None:
@@ -84,8 +85,8 @@ def _blend(
         rows, columns = (
             slice(start * up // down, start * up // down + side) for start, side in _spans(part, top, left)
         )
-        ramp = _ramps(part.shape[-2], rows, len(weight), overlap * up // down).to(x.device).unsqueeze(1)
-        ramp = ramp * _ramps(part.shape[-1], columns, weight.shape[1], overlap * up // down).to(x.device)
+        ramp = _ramps(part.shape[-2], rows, len(weight), overlap * up // down).to(weight).unsqueeze(1)
+        ramp = ramp * _ramps(part.shape[-1], columns, weight.shape[1], overlap * up // down).to(weight)
         total[..., rows, columns] += part * ramp.to(part.dtype)
         weight[rows, columns] += ramp
     assert total is not None
@@ -99,8 +100,8 @@ def _spans(part: Tensor, top: int, left: int) -> Iterator[tuple[int, int]]:
 
 def _ramps(side: int, place: slice, whole: int, overlap: int) -> Tensor:
     """Weights along one side of a tile: rising and falling over the overlap, except at the image's own edges."""
-    positions = torch.arange(side)
-    weights = torch.ones(side)
+    positions = torch.arange(side, dtype=torch.float64)
+    weights = torch.ones(side, dtype=torch.float64)
     if place.start > 0 and overlap:
         weights = torch.minimum(weights, (positions + 0.5) / overlap)
     if place.stop < whole and overlap:

@@ -81,8 +81,10 @@ def _call(arguments: list[str], debug: bool) -> int:
     from ldmkit.errors import LdmkitError
 
     try:
-        result = group.main(arguments, prog_name="ldmkit", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        with group.make_context("ldmkit", arguments) as context:  # `group.main` would have its own idea of exit codes
+            group.invoke(context)
+        sys.stdout.flush()
+        return 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:

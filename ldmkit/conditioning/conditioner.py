@@ -58,6 +58,14 @@ class Conditioner(nn.Module, ABC):
     ] = ()  # those that lie pixel on pixel with `image`: cropped, flipped, resized with it
     emits: Ports  # set in __init__
     frozen: tuple[str, ...] = ()  # submodules never trained: eval mode, no gradient, not in optimizer or EMA
+    options: Mapping[
+        str, Any
+    ]  # what the constructor was given, noted by the core: construction from it gives every shape
+
+    def __new__(cls, **options: Any) -> Self:
+        made = super().__new__(cls)
+        made.__dict__["options"] = options
+        return made
 
     # before training: on the class, no weights
 
@@ -139,7 +147,8 @@ class Conditioner(nn.Module, ABC):
         nn.Module.__init__(twin)
         own = set(twin.__dict__)
         twin.__dict__.update({name: copy.copy(value) for name, value in self.__dict__.items() if name not in own})
-        return twin.eval()
+        twin.training = False  # not `eval`, which would look for the frozen submodules
+        return twin
 
     def frozen_parameters(self) -> set[str]:
         """Names of the parameters below `frozen`."""

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from ldmkit.conditioning.conditioner import Conditioner
 from ldmkit.conditioning.dropout import Dropout
+from ldmkit.conditioning.examination import Examiner, called
 from ldmkit.conditioning.types import Batch, Canvas, Conditioning, Tensors, pad_tokens
 from ldmkit.errors import PluginError, UsageError
+
+CLOSE_LOOK = 100  # every so many calls, the first one included, answers are examined closely (see `Examiner`)
 
 
 class ConditionerSet(nn.Module):
@@ -22,6 +25,7 @@ class ConditionerSet(nn.Module):
         vector_width: the width of the UNet's time embedding; vectors are projected to it and summed.
         fields: slot -> {the conditioner's field: the sample's field}; a field that is not named keeps its name.
         dropout: the distribution over dropped subsets; default: nothing is dropped.
+        origins: slot -> the plugin a conditioner is from ("ldmkit-depth 1.2"), for messages.
 
     Tokens are padded, projected to the context width (the widest token conditioner's; no projection where equal) and joined along
     length; concat is joined along channels.
@@ -37,15 +41,19 @@ class ConditionerSet(nn.Module):
         vector_width: int,
         fields: Mapping[str, Mapping[str, str]] | None = None,
         dropout: Dropout | None = None,
+        origins: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         if "training" in conditioners:
             raise UsageError("a slot cannot be named training: torch keeps the mode of a module under that name")
         self.slots = tuple(conditioners)
         self.vector_width = vector_width
+        self._origins, self._calls = dict(origins or {}), 0
         self.dropout = dropout or Dropout.independent(dict.fromkeys(self.slots, 0.0))
         given = fields or {}
-        self.fields = {s: {f: given.get(s, {}).get(f, f) for f in c.reads} for s, c in conditioners.items()}
+        self.fields: Mapping[str, Mapping[str, str]] = {
+            s: {f: given.get(s, {}).get(f, f) for f in c.reads} for s, c in conditioners.items()
+        }
         self.context_width = max((c.emits.tokens for c in conditioners.values()), default=0)
         self.concat_channels = sum(c.emits.concat for c in conditioners.values())
         self.has_vector = any(c.emits.vector for c in conditioners.values())
@@ -123,10 +131,27 @@ class ConditionerSet(nn.Module):
             if filler is None:
                 collated[slot] = None
             else:
-                collated[slot] = conditioner.collate([filler if row is None else row for row in rows])
+                collated[slot] = self._collated(slot, [filler if row is None else row for row in rows])
         return Batch(images=images, prepared=collated, present=present, positions=positions)
 
+    def _collated(self, slot: str, rows: list[Tensors]) -> Tensors:
+        who = self.examiner(slot).who
+        for row in rows:
+            if not isinstance(row, dict) or not all(isinstance(value, Tensor) for value in row.values()):
+                raise PluginError(
+                    f"{who} prepared {_kinds(row)}; expected a dict of tensors",
+                    hint='return {"depth": depth} from `prepare` and `from_user`',
+                )
+        found = called(who, "collate", lambda: self[slot].collate(rows))
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise PluginError(f"{who} collated {_kinds(found)}; expected a dict of tensors, rows first")
+        return found
+
     # for the UNet
+
+    def examiner(self, slot: str) -> Examiner:
+        """Asks the slot's conditioner and names it where its answer is wrong."""
+        return Examiner(slot, self[slot], self._origins.get(slot, ""))
 
     def forward(
         self,
@@ -150,6 +175,7 @@ class ConditionerSet(nn.Module):
                 keep = keep & ~dropped[slot].to(canvas.device)
             stand_in = (negative or {}).get(slot)
             answers[slot] = self._answer(slot, prepared[slot], keep, canvas, rows, stand_in)
+        self._calls += 1
         return self._join(answers)
 
     def _answer(
@@ -161,36 +187,17 @@ class ConditionerSet(nn.Module):
         rows: int,
         stand_in: Tensors | None,
     ) -> Conditioning:
-        conditioner = self[slot]
-        training = torch.is_grad_enabled() and conditioner.training
+        examiner, closely = self.examiner(slot), self._calls % CLOSE_LOOK == 0
+        training = torch.is_grad_enabled() and examiner.conditioner.training
         if prepared is not None and not training and bool(keep.all()):
-            return self._checked(slot, conditioner(prepared, canvas), canvas, rows)
+            return examiner.ask(prepared, canvas, rows, closely=closely)
         if stand_in is not None:
-            null = self._checked(slot, conditioner(stand_in, canvas), canvas, rows)
+            null = examiner.ask(stand_in, canvas, rows, closely=closely)
         else:
-            null = self._checked(slot, conditioner(None, canvas), canvas, 1).expand(rows)
+            null = examiner.ask(None, canvas, 1, closely=closely).expand(rows)
         if prepared is None or not bool(keep.any()):
-            return _touch(null, conditioner) if training else null
-        return where(keep, self._checked(slot, conditioner(prepared, canvas), canvas, rows), null)
-
-    def _checked(self, slot: str, answer: Conditioning, canvas: Canvas, rows: int) -> Conditioning:
-        """The answer, or an error that names the slot, what was promised and what came."""
-        emits = self[slot].emits
-        expected = {
-            "tokens": (rows, None, emits.tokens) if emits.tokens else None,
-            "vector": (rows, emits.vector) if emits.vector else None,
-            "concat": (rows, emits.concat, *canvas.grid) if emits.concat else None,
-        }
-        for port, shape in expected.items():
-            value = getattr(answer, port)
-            got = None if value is None else tuple(value.shape)
-            if not _fits(got, shape):
-                raise PluginError(
-                    f"the conditioner of slot {slot} ({type(self[slot]).__name__}) gave {port} of shape {got}; expected "
-                    f"{_shape(shape)} from emits = {emits} on a canvas with grid {canvas.grid}",
-                    hint="mend `encode`, `null` or `emits`; ldmkit.testing.check_conditioner finds which",
-                )
-        return answer
+            return _touch(null, examiner.conditioner) if training else null
+        return where(keep, examiner.ask(prepared, canvas, rows, closely=closely), null)
 
     def _join(self, answers: Mapping[str, Conditioning]) -> Conditioning:
         tokens: list[Tensor] = []
@@ -214,8 +221,8 @@ class ConditionerSet(nn.Module):
     def nulls(self, canvas: Canvas) -> dict[str, Tensor]:
         """Every null, materialised as ``slot.port`` -> one row: with these a model samples without a plugin's code."""
         out: dict[str, Tensor] = {}
-        for slot, conditioner in self.items():
-            null = conditioner(None, canvas)
+        for slot in self.slots:
+            null = self.examiner(slot).ask(None, canvas, 1, closely=True)
             for port in ("tokens", "mask", "vector", "concat"):
                 value = getattr(null, port)
                 if value is not None:
@@ -268,13 +275,7 @@ def _join_masks(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | No
     return torch.cat(full, dim=1)
 
 
-def _fits(got: tuple[int, ...] | None, expected: tuple[int | None, ...] | None) -> bool:
-    if got is None or expected is None:
-        return got is None and expected is None
-    return len(got) == len(expected) and all(e is None or e == g for g, e in zip(got, expected, strict=True))
-
-
-def _shape(expected: tuple[int | None, ...] | None) -> str:
-    if expected is None:
-        return "none"
-    return "(" + ", ".join("length" if side is None else str(side) for side in expected) + ")"
+def _kinds(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name!r}: {type(inner).__name__}" for name, inner in value.items()) + "}"
+    return type(value).__name__

@@ -56,6 +56,7 @@ class Dataset:
         self.substituted: list[Problem] = []
         self._check()
         kinds = {name: field.kind for name, field in self.info.fields.items()}
+        self._read = aligned  # what will be read for certain; a map that nobody asks for stays on the disk
         self.aligned = aligned | {name for name, kind in kinds.items() if kind in ("map", "boxes")}
 
     def _check(self) -> None:
@@ -105,7 +106,7 @@ class Dataset:
         for _ in range(tries):
             sample = self._view(index, key)
             try:
-                for name in ("image", *(self.aligned & set(sample))):
+                for name in ("image", *(self._read & set(sample))):
                     sample[name]
             except BadSampleError as error:
                 self.report(Problem(error.path, error.reason))

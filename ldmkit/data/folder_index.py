@@ -259,6 +259,8 @@ def _note(index: FolderIndex, tree: Tree, described: bool) -> None:
         "without a row of metadata": sum(entry.row is None for entry in index.entries) if described else 0,
     }
     index.notes[:0] = [f"{count} {what}" for what, count in counts.items() if count]
+    sides = [min(look.size) for look in looks]
+    index.notes.append(f"shorter sides from {min(sides)} to {max(sides)} pixels")
     if tree.others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(tree.others.items()))
         index.notes.append(f"{sum(tree.others.values())} files of other types ignored: {kinds}")

@@ -100,7 +100,7 @@ def look(path: str, limits: Limits, *, decode: bool = False) -> Look:
     with _opened(path, limits) as image:
         if image.mode in ("I", "F") and image.format != "PNG" and limits.value_range is None:
             raise BadSampleError(path, f"pixels of mode {image.mode} have no range of their own; give value_range")
-        size = (image.height, image.width)
+        size, kind = (image.height, image.width), image.format
         grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
         frames = getattr(image, "n_frames", 1)
         turned = _orientation(image) >= 5
@@ -109,6 +109,9 @@ def look(path: str, limits: Limits, *, decode: bool = False) -> Look:
                 None, (max(1, image.width // 8), max(1, image.height // 8))
             )  # a JPEG is read whole, but painted small
             image.load()
+    if decode and kind == "PNG":  # Pillow stops at the last row; what the checksums say is only asked by `verify`
+        with _opened(path, limits) as image:
+            image.verify()
     digest = _digest(path) if decode else None
     return Look(size[::-1] if turned else size, grey, frames, digest)
 

@@ -58,7 +58,7 @@ class ScenesSource(Source):
         shapes: the least and the most shapes in a scene, 1 to 4. The colours in one scene are all different.
         kinds, colors, grounds: which there are; their order gives the class ids.
         relations: captions of two shapes say how they lie to each other; other captions name them from left to right.
-        size: side of the drawing in pixels.
+        size: of the drawing in pixels; it is a square, of the longer of two sides.
         seed: another seed, other scenes.
 
     Fields: `image`; `caption`; `map` (ids: the grounds, then the kinds of shape); `boxes` (class: the kind of shape); `label`
@@ -77,7 +77,7 @@ class ScenesSource(Source):
         colors: tuple[str, ...] = tuple(COLORS),
         grounds: tuple[str, ...] = tuple(GROUNDS),
         relations: bool = True,
-        size: int = 64,
+        size: int | tuple[int, int] = 64,
         seed: int = 0,
     ) -> None:
         for name, given, known in (("kinds", kinds, KINDS), ("colors", colors, COLORS), ("grounds", grounds, GROUNDS)):
@@ -86,6 +86,7 @@ class ScenesSource(Source):
         if not 1 <= shapes[0] <= shapes[1] <= min(max(RADII), len(colors)):
             limit = min(max(RADII), len(colors))
             raise DataError(f"shapes is {list(shapes)}; it is [least, most] between 1 and {limit}")
+        size = size if isinstance(size, int) else max(size)
         if (count is not None and not 0 < count <= HELD_OUT_FROM) or held_out < 1 or size < 16:
             raise DataError(f"count {count}, held_out {held_out}, size {size}: at least 1, 1 and 16 are needed")
         self.count, self.held_out, self.first = count, held_out, 0

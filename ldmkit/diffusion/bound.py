@@ -16,7 +16,7 @@ from ldmkit.schedules import Schedule
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound on -log2 p(x_0) per dimension, one number a row (b,) float64: `total` = `prior` + `diffusion` + `reconstruction`."""
+    """A bound on -log2 p(x_0) per dimension, a number a row (b,) float64; `total` is the sum of the three."""
 
     prior: Tensor
     diffusion: Tensor
@@ -40,10 +40,11 @@ def variational_bound(
     """The bound of a denoiser (x_t, t) -> x_0 as an ancestral chain, from one noise draw a timestep.
 
     Args:
-        x0: (b, c, h, w). With `levels`, values on that many equal levels in [-1, 1]: 256 for eight-bit pictures, and the last step
-            is a discretised Gaussian. Without, a density (latents): the last step is a Gaussian of x_t's own width.
+        x0: (b, c, h, w).
         generators: one a row.
         steps: length of the chain, 1 to T, evenly spaced timesteps; default T. A shorter chain is a valid, looser bound.
+        levels: x0 lies on that many equal levels in [-1, 1] (256: eight-bit pictures), and the last step is a discretised
+            Gaussian. None: x0 has a density (latents), and the last step is a Gaussian of x_t's own width.
 
     Costs `steps` calls of the denoiser. Raises UsageError for a number of steps outside 1 to T.
     """
@@ -73,7 +74,8 @@ def variational_bound(
 
 def _prior(x0: Tensor, alpha: float, sigma: float) -> Tensor:
     """KL of N(alpha x_0, sigma^2) from N(0, 1), nats per dimension (b,)."""
-    return 0.5 * (sigma**2 + (alpha * x0) ** 2 - 1 - 2 * math.log(sigma)).flatten(1).mean(1)
+    divergence = sigma**2 + (alpha * x0) ** 2 - 1 - 2 * math.log(sigma)
+    return 0.5 * divergence.flatten(1).mean(1)
 
 
 def _density(x0: Tensor, mean: Tensor, width: float) -> Tensor:
@@ -89,5 +91,5 @@ def _levels(x0: Tensor, mean: Tensor, width: float, levels: int) -> Tensor:
     # In the upper tail both are mirrored, where the difference of two numbers near 1 would lose every digit.
     mirror = below > 0
     above, below = torch.where(mirror, -below, above), torch.where(mirror, -above, below)
-    mass = torch.special.ndtr(above) - torch.special.ndtr(below)
+    mass: Tensor = torch.special.ndtr(above) - torch.special.ndtr(below)
     return -mass.clamp(min=1e-12).log().flatten(1).mean(1)

@@ -93,7 +93,10 @@ class Diffusion(nn.Module):
     # draws
 
     def sample_timesteps(self, uniforms: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Timesteps (b,) float32 from `uniforms` (b,) in [0, 1); `positions` (b,) int64 serve stratified sampling (default: the rows)."""
+        """Timesteps (b,) float32 from `uniforms` (b,) in [0, 1).
+
+        `positions` (b,) int64 are what stratified sampling goes by; default: the rows' own numbers.
+        """
         rows = torch.arange(len(uniforms), device=uniforms.device) if positions is None else positions
         return self.timestep_sampling(self.schedule, uniforms, rows)
 
@@ -157,7 +160,7 @@ class Diffusion(nn.Module):
         return self.terms(output, x0, noise, t)["loss"]
 
     def terms(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """`loss` (b,) and its parts (b,): `simple` (mean over c, h, w, unweighted); `elbo` (weighted by the bound) where that is on."""
+        """`loss` (b,) and its parts (b,): `simple`, unweighted, the mean over c, h, w; `elbo`, the bound's, where on."""
         simple = self.distance(output.float(), self.target(x0, noise, t).float()).flatten(1).mean(1)
         loss = simple * self.weights(t)
         terms = {"simple": simple}
@@ -199,7 +202,7 @@ def make(
 ) -> Diffusion:
     """The `diffusion` section of a recipe as a `Diffusion`.
 
-    `loss`, `weighting` and `timestep_sampling` are a name, or a mapping with `type` and options: ``{type: min-snr-gamma, gamma: 5}``.
+    `loss`, `weighting` and `timestep_sampling` are a name, or a mapping of `type` and options: ``{type: p2, gamma: 0.5}``.
     Raises UsageError for unknown names and options.
     """
     return Diffusion(
@@ -219,7 +222,7 @@ def make(
 def choose(what: str, table: Mapping[str, Callable[..., T]], choice: Choice) -> T:
     """`table[name](**options)` for a name, or a mapping of `type` and options. Raises UsageError naming what there is."""
     options = {"type": choice} if isinstance(choice, str) else dict(choice)
-    name = options.pop("type", None)
+    name = str(options.pop("type", None))
     if name not in table:
         raise UsageError(f"no {what} is called {name!r}; there are {', '.join(table)}")
     allowed = inspect.signature(table[name]).parameters

@@ -95,7 +95,8 @@ def _at(schedule: Schedule, fraction: Tensor) -> Tensor:
 
 def _normal(uniforms: Tensor) -> Tensor:
     # A float32 uniform is 0 once in 2^24 draws, where the normal would be -inf.
-    return torch.special.ndtri(uniforms.double().clamp(2.0**-26, 1 - 2.0**-26))
+    numbers: Tensor = torch.special.ndtri(uniforms.double().clamp(2.0**-26, 1 - 2.0**-26))
+    return numbers
 
 
 TIMESTEP_SAMPLINGS: dict[str, type[TimestepSampling]] = {

@@ -76,7 +76,7 @@ class P2(Weighting):
 
 
 class EDMWeighting(Weighting):
-    """(s^2 + d^2) / (s d)^2 on the error of x_0, s Karras' sigma, d the data's standard deviation (Karras et al. 2022, table 1)."""
+    """(s^2 + d^2) / (s d)^2 on the error of x_0, s Karras' sigma, d the data's deviation (Karras et al. 2022, table 1)."""
 
     def __init__(self, *, sigma_data: float = 1.0) -> None:
         self.sigma_data = sigma_data

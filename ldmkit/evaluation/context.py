@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldmkit.autoencoder import Posterior
 from ldmkit.conditioning import Batch, Tensors
 from ldmkit.errors import DataError
 from ldmkit.evaluation.images import to_tensor
@@ -163,15 +164,35 @@ class Evaluation:
         return torch.cat(pictures)
 
     @cached_property
+    def posterior(self) -> Posterior:
+        """What the encoder says about the held-out pictures (distinct, c, h, w), unscaled, on the CPU."""
+        means, logvars = [], []
+        with torch.no_grad():
+            for part in self.chunks("encoding", len(self.truth)):
+                found = self.model.autoencoder.posterior(self.truth[part].to(self.device))
+                means.append(found.mean.float().cpu())
+                if found.logvar is not None:
+                    logvars.append(found.logvar.float().cpu())
+        return Posterior(torch.cat(means), torch.cat(logvars) if logvars else None)
+
+    @cached_property
     def reconstructions(self) -> Tensor:
         """The held-out pictures through the autoencoder and back: the bound of everything painted in its latent space."""
         pictures = []
+        autoencoder = self.model.autoencoder
         with torch.no_grad():
-            for part in self.chunks("reconstructing", len(self.truth)):
-                images = self.truth[part].to(self.device)
-                decoded = self.model.autoencoder.decode(self.model.autoencoder.encode(images))
-                pictures.append(decoded.float().cpu().clamp(-1, 1))
+            for part in self.chunks("decoding", len(self.truth)):
+                latents = autoencoder.draw(Posterior(self.posterior.mean[part].to(self.device)))  # the mode, scaled
+                pictures.append(autoencoder.decode(latents).float().cpu().clamp(-1, 1))
         return torch.cat(pictures)
+
+    def encoded(self, batch: Batch) -> Batch:
+        """`batch` of all rows with its latents beside it, so that the loss need not encode again."""
+        rows = torch.arange(self.n) % self.distinct
+        latents = {"mean": self.posterior.mean[rows]}
+        if self.posterior.logvar is not None:
+            latents["logvar"] = self.posterior.logvar[rows]
+        return replace(batch, latents=latents)
 
     @cached_property
     def baseline(self) -> Tensor | None:

@@ -51,17 +51,18 @@ class ConditioningGain(Metric):
         draws: noises and timesteps a picture; the mean over them is the picture's loss.
     """
 
-    def __init__(self, *, draws: int = 4) -> None:
+    def __init__(self, *, draws: int = 2) -> None:
         self.draws = draws
 
     def compute(self, evaluation: Evaluation) -> list[Figure]:
         slots = evaluation.model.conditioners.keys()
         if not slots:
             return []
-        right = self.losses(evaluation, evaluation.batch, "right conditions")
+        batch = evaluation.encoded(evaluation.batch)
+        right = self.losses(evaluation, batch, "right conditions")
         figures = []
         for slot in slots:
-            other = exchange(evaluation.batch, slot, evaluation.shuffled)
+            other = exchange(batch, slot, evaluation.shuffled)
             gain = conditioning_gain(right, self.losses(evaluation, other, f"shuffled {slot}"), seed=evaluation.seed)
             figures.append(
                 evaluation.figure(

@@ -82,6 +82,9 @@ def _autoencoder(recipe: Recipe) -> Found:
             ("autoencoder",),
             "nothing says how it is trained; add `train: {steps: ...}`, or `from:` with a trained one",
         )
+    crop = None if section.train is None else section.train.crop
+    if crop is not None and crop % section.factor:
+        yield (("autoencoder", "train", "crop"), f"{crop} is no multiple of autoencoder.downsample {section.factor}")
     if isinstance(section, Convolutional) and section.multipliers is not None:
         levels = section.downsample.bit_length()
         if len(section.multipliers) != levels:

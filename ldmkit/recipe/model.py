@@ -99,7 +99,7 @@ class Recipe(Section):
         return type(self).parse(self._document, source=self._source, registry=registry)
 
     def require_components(self, registry: Registry) -> None:
-        """Check that everything the recipe names is registered, without importing it. Raises PluginError listing all that is not."""
+        """Check that everything the recipe names is registered, importing nothing. Raises PluginError listing all that is not."""
         if problems := components.unknown(self._document.value, registry):
             raise failure(problems, self._document)
 

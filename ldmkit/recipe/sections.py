@@ -66,8 +66,12 @@ class Train(Section):
 
 
 class AutoencoderTrain(Train):
-    """The autoencoder's stage: the released code's betas, no decay of weights, and no average of them unless asked for."""
+    """The autoencoder's stage: the released code's betas, no decay of weights, and no average of them unless asked for.
 
+    `crop`: train on random windows of this many pixels a side instead of whole pictures.
+    """
+
+    crop: Positive | None = None
     betas: tuple[Share, Share] = (0.5, 0.9)
     weight_decay: NotNegative | None = 0.0
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
@@ -93,6 +97,7 @@ class Adversarial(Section):
     loss: Literal["hinge", "vanilla"] = "hinge"
     r1: NotNegative = 0.0
     lecam: NotNegative = 0.0
+    lecam_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
 
 
 class AutoencoderLoss(Section):
@@ -100,11 +105,12 @@ class AutoencoderLoss(Section):
 
     pixel: Literal["l1", "l2"] = "l1"
     reduction: Literal["mean", "sum"] = "mean"
-    perceptual: Perceptual | None = Field(default_factory=Perceptual)
-    adversarial: Adversarial | None = Field(default_factory=Adversarial)
+    perceptual: Perceptual | None = None
+    adversarial: Adversarial | None = None
     kl: NotNegative = 1e-6
     codebook: NotNegative = 1.0
     learn_logvar: bool = False
+    logvar: float = 0.0
 
 
 class AnyAutoencoder(Section):
@@ -142,6 +148,7 @@ class Convolutional(AnyAutoencoder):
     resolution: Positive = 256
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     pad: bool = False
+    groups: Positive | None = None
     loss: AutoencoderLoss = Field(default_factory=AutoencoderLoss)
 
     @property
@@ -185,6 +192,7 @@ class Variant(Section):
     resample_blocks: bool = False
     linear_projection: bool = False
     self_transformer: bool = False
+    groups: Positive | None = None
     classes: Positive | None = None
     checkpoint: bool = False
 

@@ -20,7 +20,7 @@ class Churn:
 
     amount: float
     low: float
-    high: float
+    high: float | None
     scale: float
 
     def __call__(
@@ -32,21 +32,20 @@ class Churn:
         """
         rho = grid.rho(i)
         raised = min(rho * (1 + min(self.amount / len(grid), math.sqrt(2) - 1)), grid.rho(0))
-        if not self.low <= rho <= self.high or raised <= rho:
+        if rho < self.low or (self.high is not None and rho > self.high) or raised <= rho:
             return x, grid
         log_snr = torch.tensor(-2 * math.log(raised), dtype=torch.float64)
         alpha, sigma = (float(part) for part in schedule.coefficients(log_snr))
         kept = alpha / grid.alpha[i]
         added = math.sqrt(max(sigma**2 - (kept * grid.sigma[i]) ** 2, 0.0))
         x = kept * x + added * self.scale * noise_of(x, generators)
-        moved = {
-            "timesteps": float(schedule.timestep(log_snr)),
-            "alpha": alpha,
-            "sigma": sigma,
-            "log_snr": float(log_snr),
-        }
-        changed = {name: _put(getattr(grid, name), i, value) for name, value in moved.items()}
-        return x, dataclasses.replace(grid, **changed)
+        return x, dataclasses.replace(
+            grid,
+            timesteps=_put(grid.timesteps, i, float(schedule.timestep(log_snr))),
+            alpha=_put(grid.alpha, i, alpha),
+            sigma=_put(grid.sigma, i, sigma),
+            log_snr=_put(grid.log_snr, i, float(log_snr)),
+        )
 
 
 def _put(values: tuple[float, ...], i: int, value: float) -> tuple[float, ...]:

@@ -23,12 +23,12 @@ def deis(
     steps: int | Grid,
     *,
     order: int = 3,
-    spacing: Spacing = "trailing",
+    spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """x / alpha gains the integral over rho = sigma / alpha of eps, extrapolated as a polynomial in log rho; one evaluation a step.
+    """x / alpha gains the integral of eps over rho = sigma / alpha, eps being a polynomial in log rho; one evaluation a step.
 
     Zhang and Chen 2022, eq. 15, with log rho for the polynomial's variable (diffusers' `logrho`).
 

@@ -22,7 +22,7 @@ def dpm_solver(
     steps: int | Grid,
     *,
     order: int = 2,
-    spacing: Spacing = "trailing",
+    spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
     callback: Callback | None = None,
@@ -69,6 +69,4 @@ def _correction(history: list[Tensor], grid: Grid, i: int) -> Tensor | float:
     older = (history[1] - history[2]) * (h / h1)
     second = (first - older) * (h / (h0 + h1))
     first = first + (first - older) * (h0 / (h0 + h1))
-    return -grid.sigma[i + 1] * (
-        (math.expm1(h) / h - 1) * first + ((math.expm1(h) - h) / h**2 - 0.5) * second
-    )
+    return -grid.sigma[i + 1] * ((math.expm1(h) / h - 1) * first + ((math.expm1(h) - h) / h**2 - 0.5) * second)

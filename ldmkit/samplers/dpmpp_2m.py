@@ -20,7 +20,7 @@ def dpmpp_2m(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    spacing: Spacing = "trailing",
+    spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
     callback: Callback | None = None,

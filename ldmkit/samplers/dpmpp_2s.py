@@ -22,7 +22,7 @@ def dpmpp_2s(
     *,
     paired: bool = False,
     eta: float = 0.0,
-    spacing: Spacing = "trailing",
+    spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
     callback: Callback | None = None,
@@ -30,8 +30,8 @@ def dpmpp_2s(
     """Lu et al. 2022b, algorithm 1: each step goes by way of a point between, where x_0 is evaluated again.
 
     Two conventions are in use:
-        paired=False (k-diffusion, sgm): the point between is halfway in lambda, n steps cost 2 n - 1 evaluations where the last ends
-            on the data; `eta` > 0 makes it ancestral.
+        paired=False (k-diffusion, sgm): the point between is halfway in lambda; n steps cost 2 n - 1 evaluations where the
+            last ends on the data; `eta` > 0 makes it ancestral.
         paired=True (the paper's code, diffusers' `DPMSolverSinglestepScheduler`): every second node is the point between, n steps
             cost n evaluations; deterministic.
 

@@ -21,7 +21,7 @@ def dpmpp_sde(
     steps: int | Grid,
     *,
     eta: float = 1.0,
-    spacing: Spacing = "trailing",
+    spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
     callback: Callback | None = None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ def euler(
     *,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
-    s_tmax: float = math.inf,
+    s_tmax: float | None = None,
     s_noise: float = 1.0,
     spacing: Spacing = "trailing",
     clean: bool = True,
@@ -37,7 +35,8 @@ def euler(
         denoiser: (x_t, t) -> x_0.
         noise: (b, c, h, w), unit normal.
         steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself.
-        s_churn, s_tmin, s_tmax, s_noise: how much noise each step adds first, for which rho, and a factor on it: see `Churn`.
+        s_churn, s_tmin, s_tmax, s_noise: how much noise each step adds first, for which rho (None: without an upper bound), and a
+            factor on it: see `Churn`.
         spacing, clean: see `make_grid`.
         generators: one a row; needed for s_churn > 0.
         callback: see `Callback`.

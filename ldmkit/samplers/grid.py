@@ -24,7 +24,7 @@ _LOWEST_LOG_SNR = -2 * math.log(4096)
 class Grid:
     """`n` falling timesteps, and alpha, sigma and log-SNR at them and where the last step ends (n + 1 each), float64.
 
-    `straight` is the schedule's. `scale` takes unit normal noise to x at the first timestep: 1 for a variance-preserving schedule.
+    `straight` is the schedule's. `scale` takes unit normal noise to x at the first timestep: 1 if variance is preserved.
     """
 
     timesteps: tuple[float, ...]
@@ -52,7 +52,7 @@ class Grid:
 
     @property
     def pure(self) -> bool:
-        """Whether x at the first timestep is noise alone for every purpose: sigma / alpha above 1000 (cosine, zero terminal SNR)."""
+        """Whether x at the first timestep is as good as noise alone: sigma / alpha above 1000 (cosine, zero terminal SNR)."""
         return self.sigma[0] > 1000 * self.alpha[0]
 
     def tail(self, first: int) -> Grid:
@@ -65,14 +65,14 @@ def make_grid(schedule: Schedule, steps: int | Grid, spacing: Spacing = "trailin
     """The grid of `steps` (1 to T) steps; a `Grid` is handed through as it is.
 
     Spacings, with n = steps:
-        trailing: T - 1 down in strides of T / n (Lin et al. 2023); starts where noise is all, and wastes no step near the data.
+        trailing: T - 1 down in strides of T / n (Lin et al. 2023); starts where noise is all, wastes no step near the data.
         leading: strides of T // n up from 0 (Song et al. 2020).
         linspace: n even points from T - 1 to 0.
-        quadratic: n points from T - 1 to 0, even in sqrt(t).
+        quadratic: trailing in sqrt(t): dense near the data, where the solvers of second order and above need it.
         karras: even in (sigma / alpha)^(1/7) from T - 1 to 0 (Karras et al. 2022, eq. 5).
         exponential: even in log(sigma / alpha) from T - 1 to 0.
-        compvis: the released code's DDIM steps, range(0, T, T // n) + 1, ending on timestep 0's noise level. Takes another number
-            of steps where n does not divide T, and logs how many.
+        compvis: the released code's DDIM steps, range(0, T, T // n) + 1, ending on timestep 0's noise level. Takes another
+            number of steps where n does not divide T, and logs how many.
     Whole timesteps on a discrete schedule, but for karras and exponential.
 
     `clean`: end on the data (sigma 0); False ends on timestep 0's level, where the released code does.
@@ -110,7 +110,7 @@ def _timesteps(schedule: Schedule, steps: int, spacing: Spacing) -> Tensor:
     elif spacing == "linspace":
         t = torch.linspace(count - 1, 0, steps, dtype=torch.float64)
     elif spacing == "quadratic":
-        t = _distinct(torch.linspace((count - 1) ** 0.5, 0, steps, dtype=torch.float64) ** 2, schedule)
+        t = _distinct(count * (1 - torch.arange(steps, dtype=torch.float64) / steps) ** 2 - 1, schedule)
     elif spacing == "compvis":
         t = _compvis(count, steps)
     else:
@@ -119,10 +119,9 @@ def _timesteps(schedule: Schedule, steps: int, spacing: Spacing) -> Tensor:
 
 
 def _distinct(falling: Tensor, schedule: Schedule) -> Tensor:
-    """Rounded for a discrete schedule, and moved up where two would be one timestep."""
-    if not schedule.discrete:
-        return falling
-    rising = falling.flip(0).round()
+    """Rounded for a discrete schedule, and moved up where two would be less than a timestep apart."""
+    rising = falling.flip(0).clamp(min=0)
+    rising = rising.round() if schedule.discrete else rising
     for i in range(1, len(rising)):
         rising[i] = torch.maximum(rising[i], rising[i - 1] + 1)
     return rising.flip(0)
@@ -132,7 +131,7 @@ def _compvis(count: int, steps: int) -> Tensor:
     taken = range(1, count + 1, count // steps)
     if taken[-1] >= count:
         raise UsageError(
-            f"spacing compvis with {steps} steps of {count} timesteps reaches timestep {taken[-1]}, where the released code fails",
+            f"spacing compvis with {steps} steps of {count} reaches timestep {taken[-1]}, where the released code fails",
             hint="ask for a smaller divisor of the schedule's timesteps, or take spacing leading",
         )
     if len(taken) != steps:

@@ -15,7 +15,8 @@ def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
 
     Returns (b, ...); rows that point the same way (within 1e-3 of it) are interpolated on the line.
     """
-    start, end = torch.broadcast_tensors(start, end)
+    rows = max(len(start), len(end))
+    start, end = (side.expand(rows, *side.shape[1:]) for side in (start, end))
     a, b = start.flatten(1).double(), end.flatten(1).double()
     length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     w = torch.as_tensor(weight, dtype=torch.float64, device=a.device).reshape(-1, 1)

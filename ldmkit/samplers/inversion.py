@@ -30,8 +30,8 @@ def invert(
         denoiser: (x_t, t) -> x_0. Without guidance: with it, the way there and back part.
         latents: (b, c, h, w), clean.
         steps: how many, 1 to T, or a `Grid`.
-        iterations: evaluations a step. 1 takes eps from the step's lower end, an error of first order; more solve the implicit step by
-            fixed-point iteration (Pan et al. 2023), until DDIM comes back to float rounding.
+        iterations: evaluations a step. 1 takes the prediction at the step's lower end, an error of first order; more solve the
+            implicit step by fixed-point iteration (Pan et al. 2023), until DDIM comes back to float rounding.
         spacing, clean: see `make_grid`.
         callback: see `Callback`.
 

@@ -22,7 +22,7 @@ def lms(
     steps: int | Grid,
     *,
     order: int = 4,
-    spacing: Spacing = "karras",
+    spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
     callback: Callback | None = None,

@@ -32,4 +32,6 @@ def masked(denoiser: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
 
 def _check(mask: Tensor) -> None:
     if not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise UsageError(f"a mask from {float(mask.min()):g} to {float(mask.max()):g}: it lies in [0, 1], 1 keeps and 0 generates")
+        raise UsageError(
+            f"a mask from {float(mask.min()):g} to {float(mask.max()):g}: it lies in [0, 1], 1 keeps and 0 generates"
+        )

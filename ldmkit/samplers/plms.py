@@ -21,7 +21,7 @@ def plms(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    spacing: Spacing = "trailing",
+    spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
     callback: Callback | None = None,

@@ -80,7 +80,7 @@ def _moves(steps: int, jump: int, resample: int) -> Iterator[tuple[int, int]]:
 
     A stretch of `jump` steps is gone over `resample` times; the last step, which ends on the data, once.
     """
-    again = {node: resample - 1 for node in range(steps - 1, jump - 1, -jump)}
+    again = dict.fromkeys(range(steps - 1, jump - 1, -jump), resample - 1)
     i = 0
     while i < steps:
         back = jump if again.get(i, 0) else 0

@@ -27,7 +27,7 @@ def unipc(
     *,
     order: int = 2,
     variant: Variant = "bh2",
-    spacing: Spacing = "trailing",
+    spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
     callback: Callback | None = None,

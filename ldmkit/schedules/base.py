@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ldmkit.errors import UsageError
 
-# alpha = exp(-40) = 4e-18 is zero to a float32 sum, while every ratio and logarithm stays finite.
-LOG_SNR_LIMIT = 80.0
+# alpha = exp(-80) = 2e-35 is zero to any sum, while every ratio and logarithm stays finite, in float32 too.
+LOG_SNR_LIMIT = 160.0
 
 
 class Schedule(ABC):
@@ -53,7 +53,7 @@ class Schedule(ABC):
         return float(self.log_snr(torch.tensor(self.timesteps - 1.0))) < 1 - LOG_SNR_LIMIT
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2) at `t` (any shape, whole or fractional, in [0, T)): float64, within +-80.
+        """log(alpha^2 / sigma^2) at `t` (any shape, whole or fractional, in [0, T)): float64, within +-160.
 
         Raises UsageError for a timestep outside [0, T) (looked at on the CPU only: elsewhere it would stall the device).
         """

@@ -29,6 +29,7 @@ class EDM(Schedule):
                 "0 < sigma_min < sigma_max, rho > 0 and timesteps >= 2 are needed"
             )
         self.sigma_min, self.sigma_max, self.rho, self.timesteps = sigma_min, sigma_max, rho, timesteps
+        self._roots = math.pow(sigma_min, 1 / rho), math.pow(sigma_max, 1 / rho)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -36,11 +37,12 @@ class EDM(Schedule):
         return {"type": "edm", **{name: getattr(self, name) for name in names}}
 
     def _log_snr(self, t: Tensor) -> Tensor:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return -2 * self.rho * torch.log(low + t / (self.timesteps - 1) * (high - low))
+        low, high = self._roots
+        root = low + t / (self.timesteps - 1) * (high - low)
+        return root.log() * (-2 * self.rho)
 
     def _timestep(self, log_snr: Tensor) -> Tensor:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        low, high = self._roots
         return (torch.exp(log_snr / (-2 * self.rho)) - low) / (high - low) * (self.timesteps - 1)
 
 
@@ -98,8 +100,3 @@ class Shifted(Schedule):
 
     def _timestep(self, log_snr: Tensor) -> Tensor:
         return self.schedule._timestep(log_snr + self._offset)
-
-
-def log_snr_of_sigma(sigma: float) -> float:
-    """Log-SNR of Karras' sigma (our sigma / alpha), > 0."""
-    return -2 * math.log(sigma)

@@ -49,7 +49,7 @@ class Discrete(Schedule):
             return torch.zeros_like(log_snr)
         high = torch.searchsorted(-table, -log_snr.contiguous()).clamp(1, self.timesteps - 1)
         low = high - 1
-        return low + ((table[low] - log_snr) / (table[low] - table[high])).clamp(0, 1)
+        return low + ((table[low] - log_snr) / (table[low] - table[high]).clamp(min=1e-12)).clamp(0, 1)
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:
@@ -63,7 +63,7 @@ def linear(*, start: float = 0.0015, end: float = 0.0195, timesteps: int = 1000)
     Diffusers' `scaled_linear`. Endings of the paper: 0.0155 (super-resolution, churches), 0.0195 (unconditional, class,
     text), 0.0205 (semantic, layout, inpainting).
     """
-    betas = _ramp(start**0.5, end**0.5, timesteps) ** 2
+    betas = _ramp(start, end, timesteps, power=0.5)
     return Discrete(betas, config={"type": "linear", "start": start, "end": end, "timesteps": timesteps})
 
 
@@ -75,7 +75,7 @@ def plain_linear(*, start: float = 1e-4, end: float = 2e-2, timesteps: int = 100
 
 def sqrt(*, start: float = 1e-4, end: float = 2e-2, timesteps: int = 1000) -> Discrete:
     """beta = sqrt of equal steps from `start` to `end` (CompVis' `sqrt`)."""
-    betas = _ramp(start, end, timesteps) ** 0.5
+    betas = _ramp(start, end, timesteps).sqrt()
     return Discrete(betas, config={"type": "sqrt", "start": start, "end": end, "timesteps": timesteps})
 
 
@@ -115,9 +115,12 @@ def _betas_of(alphas_cumprod: Tensor) -> Tensor:
     return 1 - alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
 
 
-def _ramp(first: float, last: float, timesteps: int) -> Tensor:
+def _ramp(start: float, end: float, timesteps: int, *, power: float = 1.0) -> Tensor:
+    """`timesteps` numbers from `start` to `end`, even in their `power`."""
     _check_timesteps(timesteps)
-    return torch.linspace(first, last, timesteps, dtype=torch.float64)
+    if not 0 < start < 1 or not 0 < end < 1:
+        raise UsageError(f"betas from {start:g} to {end:g}: both lie in (0, 1)")
+    return torch.linspace(start**power, end**power, timesteps, dtype=torch.float64) ** (1 / power)
 
 
 def _check_timesteps(timesteps: int) -> None:

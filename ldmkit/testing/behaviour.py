@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Tensors
+from ldmkit.conditioning.examination import process
 from ldmkit.testing.answers import equal_answers
 from ldmkit.testing.preparation import unlike_rows
 from ldmkit.testing.subject import Subject, clone, close, duplicate, global_seed, ports, said, same
@@ -35,7 +35,7 @@ def check_deterministic(subject: Subject) -> None:
 def check_side_effects(subject: Subject) -> None:
     """Nothing outside is changed: not the batch, not the process."""
     canvas = subject.canvas(subject.sizes[0])
-    batch, before = subject.collate(subject.rows), _globals()
+    batch, before = subject.collate(subject.rows), process()
     kept = clone(batch)
     subject.conditioner.encode(batch, canvas)
     subject.conditioner.null(canvas)
@@ -43,19 +43,9 @@ def check_side_effects(subject: Subject) -> None:
         subject.fail(
             f"encode changed the batch's {changed[0]}", "It is used again: work on a copy (no `x *= ...`, no `pop`)"
         )
-    for name, value in _globals().items():
+    for name, value in process().items():
         if value != before[name]:
             subject.fail(f"encode changed {name} from {before[name]} to {value}", "Leave the process as it was found")
-
-
-def _globals() -> dict[str, Any]:
-    return {
-        "torch's default dtype": torch.get_default_dtype(),
-        "gradient mode": torch.is_grad_enabled(),
-        "the number of threads": torch.get_num_threads(),
-        "the working directory": os.getcwd(),
-        "the seed of torch": torch.initial_seed(),
-    }
 
 
 def check_rows(subject: Subject) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldmkit import random
 from ldmkit.autoencoder import Autoencoder, AutoencoderLoss
+from ldmkit.autoencoder.alarms import Alarms
 from ldmkit.conditioning import Batch, ConditionerSet
 from ldmkit.data import Dataset, batches
 from ldmkit.training.checkpoint import Checkpoints
@@ -19,11 +20,11 @@ from ldmkit.training.log import Log
 from ldmkit.training.optim import Group, Optimization
 from ldmkit.training.publish import publish
 from ldmkit.training.runtime import Runtime
-from ldmkit.training.state import TrainingState, diverged
+from ldmkit.training.state import EARLY, TrainingState, diverged
 from ldmkit.training.stop import Stop
 
 if TYPE_CHECKING:
-    from ldmkit.recipe import Train
+    from ldmkit.recipe import AutoencoderTrain
 
 STAGE = "autoencoder"
 VALIDATION = 64  # held-out pictures for the PSNR
@@ -35,7 +36,7 @@ def train_autoencoder(
     data: Dataset,
     validation: Dataset,
     *,
-    settings: Train,
+    settings: AutoencoderTrain,
     seed: int,
     checkpoints: Checkpoints,
     log: Log,
@@ -56,6 +57,7 @@ def train_autoencoder(
         state.resume(newest)
     loader = _loader(data, state, settings, seed, runtime)
     held_out = list(_held_out(validation, settings, seed))
+    alarms = Alarms()
 
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
         while state.step < settings.steps:
@@ -68,13 +70,16 @@ def train_autoencoder(
             if state.diverged:
                 raise _give_up(batch, state, checkpoints)
             state.advance(len(batch))
-            out.step(state.step, values if good else {}, images=len(batch))
+            written = out.step(state.step, values if good else {}, images=len(batch))
+            for found in alarms.observe(state.step, written or {}):
+                out.alarm(state.step, str(found))
 
             last = state.step == settings.steps
-            with averaged(autoencoder, state.ema):
-                if last or state.step % settings.validate_every == 0:
+            if last or state.step % settings.validate_every == 0:
+                with averaged(autoencoder, state.ema):
                     out.write(state.step, {"psnr": psnr(autoencoder, held_out, runtime)})
-                if pictures is not None and (last or state.step % settings.sample_every == 0):
+            if pictures is not None and (last or state.step == EARLY or state.step % settings.sample_every == 0):
+                with averaged(autoencoder, state.ema):
                     pictures(state.step)
             if last or stop.requested or state.step % settings.checkpoint_every == 0:
                 state.save(checkpoints)
@@ -86,7 +91,7 @@ def train_autoencoder(
 
 
 def begin(
-    autoencoder: Autoencoder, losses: AutoencoderLoss, settings: Train, runtime: Runtime | None = None
+    autoencoder: Autoencoder, losses: AutoencoderLoss, settings: AutoencoderTrain, runtime: Runtime | None = None
 ) -> TrainingState:
     """The state before the first step: Adam with the betas of the recipe for both sides (released code: 0.5, 0.9)."""
     generator = {name: p for name, p in autoencoder.named_parameters() if p.requires_grad}
@@ -120,13 +125,13 @@ def _step(
     losses: AutoencoderLoss,
     batch: Batch,
     state: TrainingState,
-    settings: Train,
+    settings: AutoencoderTrain,
     seed: int,
     runtime: Runtime,
 ) -> tuple[bool, dict[str, Tensor]]:
     """The autoencoder's update, then the discriminator's."""
-    images = batch.images.to(runtime.device)
-    noise = _posterior_noise(autoencoder, batch, seed).to(runtime.device)
+    images = windows(batch.images, batch.positions.tolist(), settings.crop, seed).to(runtime.device)
+    noise = _posterior_noise(autoencoder, images, batch, seed).to(runtime.device)
     generator = state.optimizers["generator"]
     generator.begin(state.step)
     _track(losses.discriminator, False)
@@ -148,8 +153,21 @@ def _step(
     return good, values
 
 
-def _posterior_noise(autoencoder: Autoencoder, batch: Batch, seed: int) -> Tensor:
-    height, width = batch.images.shape[2:]
+def windows(images: Tensor, positions: Sequence[int], side: int | None, seed: int) -> Tensor:
+    """A random window (b, c, side, side) of each image, keyed by its position; the images where `side` is None or not smaller.
+
+    The networks are convolutional, so more and smaller pictures a second teach them the same (the paper, too, trains on crops).
+    """
+    height, width = images.shape[2:]
+    if side is None or side >= min(height, width):
+        return images
+    draws = random.uniform(random.generators(seed, f"{STAGE}/window", positions), (2,))
+    corners = (draws * torch.tensor([height - side + 1, width - side + 1])).long().tolist()
+    return torch.stack([row[:, y : y + side, x : x + side] for row, (y, x) in zip(images, corners, strict=True)])
+
+
+def _posterior_noise(autoencoder: Autoencoder, images: Tensor, batch: Batch, seed: int) -> Tensor:
+    height, width = images.shape[2:]
     keys = random.generators(seed, f"{STAGE}/posterior", batch.positions.tolist())
     return random.normal(keys, autoencoder.latent_shape((height, width)))
 
@@ -174,13 +192,15 @@ def psnr(autoencoder: Autoencoder, held_out: Sequence[Batch], runtime: Runtime) 
     return float(torch.cat(values).mean()) if values else math.nan
 
 
-def _loader(data: Dataset, state: TrainingState, settings: Train, seed: int, runtime: Runtime) -> Iterator[Batch]:
+def _loader(
+    data: Dataset, state: TrainingState, settings: AutoencoderTrain, seed: int, runtime: Runtime
+) -> Iterator[Batch]:
     steps = max(settings.steps - state.step, 0)
     start, size = state.position, settings.batch
     return batches(data, pictures_only(), start=start, batch=size, seed=seed, steps=steps, workers=runtime.workers)
 
 
-def _held_out(validation: Dataset, settings: Train, seed: int) -> Iterator[Batch]:
+def _held_out(validation: Dataset, settings: AutoencoderTrain, seed: int) -> Iterator[Batch]:
     count = min(len(validation), VALIDATION) if validation.finite else VALIDATION
     size = min(settings.batch, count)
     return batches(validation, pictures_only(), start=0, batch=size, seed=seed, steps=count // size)

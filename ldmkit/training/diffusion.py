@@ -21,7 +21,7 @@ from ldmkit.training.log import Log
 from ldmkit.training.optim import Group, Optimization
 from ldmkit.training.publish import publish
 from ldmkit.training.runtime import Runtime
-from ldmkit.training.state import TrainingState, diverged
+from ldmkit.training.state import EARLY, TrainingState, diverged
 from ldmkit.training.stop import Stop
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def train_diffusion(
             if last or state.step % settings.validate_every == 0:
                 with averaged(model, state.ema):
                     out.write(state.step, {"validation": validation_loss(model, held_out, seed, runtime)})
-            if pictures is not None and (last or state.step % settings.sample_every == 0):
+            if pictures is not None and (last or state.step == EARLY or state.step % settings.sample_every == 0):
                 with averaged(model, state.ema):
                     pictures(state.step)
             if last or stop.requested or state.step % settings.checkpoint_every == 0:

@@ -89,19 +89,22 @@ class StageLog:
         if self._board is not None:
             self._board.close()
 
-    def step(self, done: int, values: Mapping[str, Tensor | float], *, images: int) -> None:
-        """`done` steps are done; `values` are means over this step's `images`. Nothing waits for the device in between."""
+    def step(self, done: int, values: Mapping[str, Tensor | float], *, images: int) -> dict[str, float] | None:
+        """`done` steps are done; `values` are means over this step's `images`. Nothing waits for the device in between.
+
+        Returns what was written, if this step is one at which a line is.
+        """
         self._images += images
         self._times.append((time.monotonic(), done, self._images))
         for name, value in values.items():
             detached = value.detach() if isinstance(value, Tensor) else value
             self._sums[name] = self._sums.get(name, 0.0) + detached
             self._counts[name] = self._counts.get(name, 0) + 1
-        if done % self.every == 0 or done == self.total or self._text == "":
-            self._flush(done)
+        line = self._flush(done) if done % self.every == 0 or done == self.total or self._text == "" else None
         self._progress.update(done, self._text)
+        return line
 
-    def _flush(self, done: int) -> None:
+    def _flush(self, done: int) -> dict[str, float]:
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         self._sums.clear()
         self._counts.clear()
@@ -110,6 +113,7 @@ class StageLog:
         speed = {"steps_per_second": (done - before) / elapsed, "images_per_second": (self._images - seen) / elapsed}
         self._text = self._line(means, speed, (self.total - done) / max(speed["steps_per_second"], 1e-9))
         self.write(done, {**means, **speed})
+        return {**means, **speed}
 
     def _line(self, means: Mapping[str, float], speed: Mapping[str, float], left: float) -> str:
         loss = f"loss {means['loss']:.4f}, " if "loss" in means else ""
@@ -127,9 +131,10 @@ class StageLog:
         if self.log.observer is not None:
             self.log.observer(self.name, done, values)
 
-    def note(self, text: str) -> None:
-        """A line for a person."""
-        self.log.console.note(text)
+    def alarm(self, done: int, text: str) -> None:
+        """Something that a person should look at: on the console, in ``metrics.jsonl`` and so in the report."""
+        self.log.console.note(f"warning: {self.name}: {text}")
+        self.log.append(self.name, done, {"alarm": text})
 
     def _tensorboard(self, done: int) -> SummaryWriter | None:
         if self.log.folder is None:

@@ -17,6 +17,7 @@ from ldmkit.training.checkpoint import Checkpoint, Checkpoints
 from ldmkit.training.ema import EMA
 from ldmkit.training.optim import Optimization
 
+EARLY = 20  # the step of a first picture, long before `sample_every`: somebody is waiting for it
 PATIENCE = 3  # updates in a row that may be skipped because a gradient was not finite
 
 

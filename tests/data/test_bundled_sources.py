@@ -146,12 +146,8 @@ def test_the_fields_of_a_scene_agree() -> None:
         for (_, kind), (box_kind, left, top, right, bottom) in zip(asked.shapes, sample["boxes"], strict=True):
             assert info.fields["boxes"].names[int(box_kind)] == kind
             rows, columns = np.nonzero(ids == info.fields["map"].names.index(kind))
-            inside = (
-                (columns + 0.5 > left * 64)
-                & (columns + 0.5 < right * 64)
-                & (rows + 0.5 > top * 64)
-                & (rows + 0.5 < bottom * 64)
-            )
+            x, y = (columns + 0.5) / 64, (rows + 0.5) / 64
+            inside = (x > left) & (x < right) & (y > top) & (y < bottom)
             area = (right - left) * (bottom - top) * 64**2
             assert (
                 {"circle": 0.74, "square": 0.9, "triangle": 0.44, "star": 0.25}[kind] * area

@@ -14,8 +14,9 @@ import torch
 from ldmkit.conditioning import ConditionerSet
 from ldmkit.data import Dataset, Order, batches, slot_fields
 from ldmkit.data.digits import DigitsSource
+from ldmkit.data.loading import _worker_failure
 from ldmkit.data.scenes import ScenesSource
-from ldmkit.errors import DataError, PluginError, UsageError
+from ldmkit.errors import DataError, PluginError, ResourceError, UsageError
 
 MODULE = '''
 import torch
@@ -109,6 +110,21 @@ def test_what_cannot_be_pickled_is_named(noisy: ModuleType) -> None:
     slots["digit"].filter = lambda value: value
     with pytest.raises(PluginError, match=r"slot digit \(Noisy\).*'filter'"):
         next(batches(Dataset(DigitsSource(), size=16), slots, start=0, batch=2, seed=0, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "out of memory"),
+        ("DataLoader timed out after 300 seconds", "network file system"),
+    ],
+)
+def test_a_worker_that_dies_or_hangs(message: str, told: str) -> None:
+    error = _worker_failure(RuntimeError(message))
+    assert isinstance(error, ResourceError)
+    assert told in str(error)
+    other = RuntimeError("something else")
+    assert _worker_failure(other) is other
 
 
 def test_a_batch_that_ranks_cannot_share(noisy: ModuleType) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldmkit.autoencoder import Posterior
 from ldmkit.conditioning import Batch, Conditioner, ConditionerSet, Conditioning, Ports
 from ldmkit.data.sample import Field, Info
 from ldmkit.data.source import Judge, Source
@@ -122,8 +123,11 @@ class Codec(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def encode(self, images: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(images, 2)
+    def posterior(self, images: Tensor) -> Posterior:
+        return Posterior(nn.functional.avg_pool2d(images, 2))
+
+    def draw(self, posterior: Posterior) -> Tensor:
+        return posterior.mean
 
     def decode(self, latents: Tensor) -> Tensor:
         return nn.functional.interpolate(latents, scale_factor=2)

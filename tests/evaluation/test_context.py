@@ -20,6 +20,13 @@ def test_rows_repeat_only_after_every_held_out_picture_was_used(evaluation: Eval
     assert len(evaluation.validation.read) == 40  # type: ignore[attr-defined]
 
 
+def test_latents_go_with_their_rows(evaluation: Evaluation) -> None:
+    batch = evaluation.encoded(evaluation.batch)
+    assert batch.latents is not None
+    expected = evaluation.model.autoencoder.posterior(evaluation.batch.images).mean
+    torch.testing.assert_close(batch.latents["mean"], expected)
+
+
 def test_endless_data_are_taken_in_order(evaluation: Evaluation) -> None:
     evaluation.validation.count = None  # type: ignore[misc, assignment]
     assert evaluation.items == list(range(48))

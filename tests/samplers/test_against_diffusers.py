@@ -6,7 +6,6 @@ from typing import Any
 
 import diffusers
 import pytest
-import torch
 from torch import Tensor
 
 from ldmkit import diffusion, samplers
@@ -25,7 +24,9 @@ NOISE = normal(sample_generators(3, 2), (3, 4, 4))
 Network = Callable[[Tensor, Tensor], Tensor]
 
 
-def theirs(scheduler: Any, steps: int, toy: Network, *, sigma_space: bool = False, double: bool = False, **step: Any) -> Tensor:
+def theirs(
+    scheduler: Any, steps: int, toy: Network, *, sigma_space: bool = False, double: bool = False, **step: Any
+) -> Tensor:
     """`scheduler`'s trajectory from NOISE; the sigma-space ones hold x / alpha."""
     scheduler.set_timesteps(steps)
     if double:
@@ -47,9 +48,7 @@ def assert_same_path(ours: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("clean", [True, False])
 def test_ddim(toy: Network, steps: int, spacing: str, clean: bool) -> None:
-    scheduler = diffusers.DDIMScheduler(
-        **BETAS, clip_sample=False, timestep_spacing=spacing, set_alpha_to_one=clean
-    )
+    scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing=spacing, set_alpha_to_one=clean)
     ours = samplers.ddim(OURS.denoiser(toy), NOISE, OURS.schedule, steps, spacing=spacing, clean=clean)
     assert_same_path(ours, theirs(scheduler, steps, toy))
 
@@ -104,7 +103,7 @@ def test_dpmpp_2m(toy: Network, steps: int, clean: bool) -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(
         **BETAS, timestep_spacing="trailing", final_sigmas_type="zero" if clean else "sigma_min"
     )
-    ours = samplers.dpmpp_2m(OURS.denoiser(toy), NOISE, OURS.schedule, steps, clean=clean)
+    ours = samplers.dpmpp_2m(OURS.denoiser(toy), NOISE, OURS.schedule, steps, spacing="trailing", clean=clean)
     assert_same_path(ours, theirs(scheduler, steps, toy))
 
 
@@ -132,7 +131,9 @@ def test_dpm_solver(toy: Network, steps: int, order: int) -> None:
         solver_order=order,
         final_sigmas_type="sigma_min",
     )
-    ours = samplers.dpm_solver(OURS.denoiser(toy), NOISE, OURS.schedule, steps, order=order, clean=False)
+    ours = samplers.dpm_solver(
+        OURS.denoiser(toy), NOISE, OURS.schedule, steps, order=order, spacing="trailing", clean=False
+    )
     assert_same_path(ours, theirs(scheduler, steps, toy))
 
 
@@ -143,7 +144,7 @@ def test_dpmpp_sde(toy: Network, steps: int) -> None:
     )
     expected = theirs(scheduler, steps, toy, generator=sample_generators(0, 2))
     ours = samplers.dpmpp_sde(
-        OURS.denoiser(toy), NOISE, OURS.schedule, steps, generators=sample_generators(0, 2)
+        OURS.denoiser(toy), NOISE, OURS.schedule, steps, spacing="trailing", generators=sample_generators(0, 2)
     )
     assert_same_path(ours, expected)
 
@@ -178,9 +179,7 @@ def test_euler_and_heun(toy: Network, steps: int, spacing: str, name: str, cls: 
 def test_euler_ancestral(toy: Network, steps: int) -> None:
     scheduler = diffusers.EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
     expected = theirs(scheduler, steps, toy, sigma_space=True, generator=sample_generators(0, 2))
-    ours = samplers.euler_ancestral(
-        OURS.denoiser(toy), NOISE, OURS.schedule, steps, generators=sample_generators(0, 2)
-    )
+    ours = samplers.euler_ancestral(OURS.denoiser(toy), NOISE, OURS.schedule, steps, generators=sample_generators(0, 2))
     assert_same_path(ours, expected)
 
 
@@ -188,7 +187,7 @@ def test_euler_ancestral(toy: Network, steps: int) -> None:
 def test_lms(toy: Network, steps: int) -> None:
     scheduler = diffusers.LMSDiscreteScheduler(**BETAS, use_karras_sigmas=True)
     expected = theirs(scheduler, steps, toy, sigma_space=True)
-    assert_same_path(samplers.lms(OURS.denoiser(toy), NOISE, OURS.schedule, steps), expected)
+    assert_same_path(samplers.lms(OURS.denoiser(toy), NOISE, OURS.schedule, steps, spacing="karras"), expected)
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -204,7 +203,7 @@ def test_unipc(toy: Network, steps: int, order: int, variant: str) -> None:
         final_sigmas_type="zero" if clean else "sigma_min",
     )
     ours = samplers.unipc(
-        OURS.denoiser(toy), NOISE, OURS.schedule, steps, order=order, variant=variant, clean=clean
+        OURS.denoiser(toy), NOISE, OURS.schedule, steps, order=order, variant=variant, spacing="trailing", clean=clean
     )
     assert_same_path(ours, theirs(scheduler, steps, toy))
 
@@ -213,8 +212,8 @@ def test_unipc(toy: Network, steps: int, order: int, variant: str) -> None:
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis(toy: Network, steps: int, order: int) -> None:
     scheduler = diffusers.DEISMultistepScheduler(**BETAS, timestep_spacing="trailing", solver_order=order)
-    ours = samplers.deis(OURS.denoiser(toy), NOISE, OURS.schedule, steps, order=order, clean=False)
-    # Its weights are differences of float32 logarithms, 3e-4 of the result at order 3; from the same sigmas in float64 they agree.
+    ours = samplers.deis(OURS.denoiser(toy), NOISE, OURS.schedule, steps, order=order, spacing="trailing", clean=False)
+    # Its weights are differences of float32 logarithms, 3e-4 off at order 3; from the same sigmas in float64 they agree.
     assert_same_path(ours, theirs(scheduler, steps, toy, double=True))
 
 
@@ -242,16 +241,29 @@ ONE_STEP = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_STEP)
-@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_one_step_to_a_millionth(toy: Network, name: str, betas: str) -> None:
-    """The first of 10 steps, from a clean picture's own noisy version, in float64 here."""
+@pytest.mark.parametrize(
+    ("name", "betas", "prediction"),
+    [
+        *((name, betas, "eps") for name in ONE_STEP for betas in ("linear", "scaled_linear")),
+        # From eps, cosine's first step is a float32 number times 20 000.
+        *((name, "squaredcos_cap_v2", "v") for name in ONE_STEP if name != "plms"),
+    ],
+)
+def test_one_step_to_a_millionth(toy: Network, name: str, betas: str, prediction: Any) -> None:
+    """The first of 10 steps, in float64 here, from the same betas."""
     cls, options = ONE_STEP[name]
     scheduler = cls(
-        beta_start=0.0015, beta_end=0.0195, beta_schedule=betas, timestep_spacing="trailing", **options
+        beta_start=0.0015,
+        beta_end=0.0195,
+        beta_schedule=betas,
+        timestep_spacing="trailing",
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[prediction],
+        **options,
     )
     scheduler.set_timesteps(10)
-    process = diffusion.make(schedule={"type": "given", "betas": scheduler.betas.double().tolist()})
+    process = diffusion.make(
+        schedule={"type": "given", "betas": scheduler.betas.double().tolist()}, prediction=prediction
+    )
     expected = scheduler.step(
         toy(NOISE, scheduler.timesteps[:1].expand(2).double()), scheduler.timesteps[0], NOISE
     ).prev_sample
@@ -264,6 +276,7 @@ def test_one_step_to_a_millionth(toy: Network, name: str, betas: str) -> None:
         NOISE.double(),
         process.schedule,
         10,
+        spacing="trailing",
         callback=lambda step, total, x, x0: seen.append(x),
     )
     assert float((seen[0] - expected).abs().max()) < 1e-6 * float(expected.abs().max())

@@ -18,7 +18,7 @@ from ldmkit.training.log import Log, read
 from ldmkit.training.stop import Interrupted, Stop
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """What a process does not survive."""
 
 
@@ -29,7 +29,7 @@ def diffusion(
 
     def observer(stage: str, step: int, values: Mapping[str, float]) -> None:
         if step == crash_at:
-            raise Crash
+            raise CrashError
 
     train_settings = toy.settings(**{"log_every": 1, **options.pop("settings", {})})
     data = toy.data(**options.pop("data", {}))
@@ -54,7 +54,7 @@ def diffusion(
 def autoencoder(toy: SimpleNamespace, folder: Path, *, kind: str, stop: Stop | None = None, crash_at: int = -1) -> Any:
     def observer(stage: str, step: int, values: Mapping[str, float]) -> None:
         if step == crash_at:
-            raise Crash
+            raise CrashError
 
     return train_autoencoder(
         toy.model(kind).autoencoder,
@@ -102,19 +102,14 @@ def test_there_is_something_to_compare(whole: dict[str, str]) -> None:
 
 
 def test_stopped_at_every_step(toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]) -> None:
-    stops = 0
-    while True:
-        try:
+    for stops in range(1, 6):
+        with pytest.raises(Interrupted) as caught:
             diffusion(toy, tmp_path / "parts", stop=Soon(1))
-        except Interrupted as error:
-            assert error.exit_code == 143
-            stops += 1
-            newest = Checkpoints(tmp_path / "parts" / "diffusion").newest()
-            assert newest is not None
-            assert newest.step == stops
-        else:
-            break
-    assert stops == 5
+        assert caught.value.exit_code == 143
+        newest = Checkpoints(tmp_path / "parts" / "diffusion").newest()
+        assert newest is not None
+        assert newest.step == stops
+    diffusion(toy, tmp_path / "parts")
     assert bits(tmp_path / "parts" / "diffusion") == whole
     steps = [line["step"] for line in read(tmp_path / "parts" / "metrics.jsonl") if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -123,7 +118,7 @@ def test_stopped_at_every_step(toy: SimpleNamespace, tmp_path: Path, whole: dict
 def test_a_crash_loses_no_more_than_the_steps_since_the_checkpoint(
     toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]
 ) -> None:
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         diffusion(toy, tmp_path / "parts", crash_at=5)
     newest = Checkpoints(tmp_path / "parts" / "diffusion").newest()
     assert newest is not None
@@ -135,7 +130,7 @@ def test_a_crash_loses_no_more_than_the_steps_since_the_checkpoint(
 def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bits(
     toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]
 ) -> None:
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         diffusion(toy, tmp_path / "parts", crash_at=5)
     path = tmp_path / "parts" / "diffusion" / "step-00000004" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
@@ -183,7 +178,7 @@ def test_the_autoencoder_stage_with_both_its_optimizers(toy: SimpleNamespace, tm
     for _ in range(2):
         with pytest.raises(Interrupted):
             autoencoder(toy, tmp_path / "parts", kind=kind, stop=Soon(1))
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         autoencoder(toy, tmp_path / "parts", kind=kind, crash_at=5)
     autoencoder(toy, tmp_path / "parts", kind=kind)
     expected = bits(tmp_path / "whole" / "autoencoder")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,7 @@ class LPIPS(Metric):
         self.net, self.weights = net, weights
 
     def compute(self, evaluation: Evaluation) -> list[Figure]:
-        network = Perceptual(self.net, self.weights).to(evaluation.device)
+        network = perceptual_network(self.net, self.weights).to(evaluation.device)
         own, beside = compared(evaluation, lambda a, b: perceptual_distance(network, a, b, evaluation))
         note = "Distance between deep features of sample and truth: closer to how people see it than PSNR."
         return [
@@ -42,6 +44,12 @@ class LPIPS(Metric):
                 note=f"{note} {STAND_IN}" if self.weights == "random" else note,
             )
         ]
+
+
+@lru_cache(maxsize=1)
+def perceptual_network(net: Backbone, weights: str) -> Perceptual:
+    """The network, kept for the next metric: drawing torchvision's weights takes longer than using them."""
+    return Perceptual(net, weights)
 
 
 def perceptual_distance(network: Perceptual, images: Tensor, truth: Tensor, evaluation: Evaluation) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ldmkit.autoencoder.perceptual import Backbone, Perceptual
+from ldmkit.autoencoder.perceptual import Backbone
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.metric import Metric
-from ldmkit.evaluation.metrics.perceptual import STAND_IN, perceptual_distance
+from ldmkit.evaluation.metrics.perceptual import STAND_IN, perceptual_distance, perceptual_network
 from ldmkit.evaluation.metrics.similarity import psnr, ssim
 from ldmkit.evaluation.results import Figure
 
@@ -32,7 +32,7 @@ class Reconstruction(Metric):
             evaluation.figure("reconstruction-ssim", ssim(decoded, truth), title="autoencoder SSIM", note=note),
         ]
         if self.weights is not None:
-            network = Perceptual(self.net, self.weights).to(evaluation.device)
+            network = perceptual_network(self.net, self.weights).to(evaluation.device)
             figures.append(
                 evaluation.figure(
                     "reconstruction-lpips",

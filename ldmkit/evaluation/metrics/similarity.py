@@ -31,22 +31,21 @@ def ssim(images: Tensor, truth: Tensor, *, window: int = 11, sigma: float = 1.5)
     if min(images.shape[-2:]) < window:
         size = "x".join(str(side) for side in images.shape[-2:])
         raise UsageError(f"SSIM needs pictures of at least {window} x {window} pixels; these are {size}")
-    channels = images.shape[1]
     places = torch.arange(window, dtype=torch.float64) - window // 2
     line = torch.exp(-places.square() / (2 * sigma**2))
-    line = line / line.sum()
+    line = (line / line.sum()).float()
+    count, channels, height, width = images.shape
 
-    def blur(x: Tensor) -> Tensor:
-        x = F.conv2d(x, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-        return F.conv2d(x, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    def blur(planes: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(planes, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
 
-    x, y = images.double(), truth.double()
+    x, y = (pictures.float().reshape(count * channels, 1, height, width) for pictures in (images, truth))
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
     value = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return value.mean(dim=(1, 2, 3))
+    return value.double().reshape(count, -1).mean(dim=1)
 
 
 def compared(evaluation: Evaluation, distance: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, dict[str, float]]:

@@ -85,7 +85,9 @@ class TextConditioner(Conditioner):
             self.transformer = _pretrained(architecture, length, {"width": width, "depth": depth, "heads": heads})
             self.frozen = () if trainable else ("transformer",)
         self.emits = Ports(tokens=self.transformer.width, length=length)
-        self.nothing = _tokenise("", vocabulary)[0] if vocabulary else self._given(empty or [0], RecipeError)
+        self.pad = _pad(vocabulary, empty, length)
+        with torch.device("cpu"):  # numbers that are needed wherever the weights are, also on meta
+            self.nothing = _tokenise("", vocabulary)[0] if vocabulary else self._given(empty or [0], RecipeError)
         self.reported = False
 
     @classmethod
@@ -182,13 +184,17 @@ class TextConditioner(Conditioner):
             )
         if int(ids.min()) < 0 or int(ids.max()) >= self.count:
             raise error(f"token ids lie from 0 to {self.count - 1}; given: {int(ids.min())} to {int(ids.max())}")
-        padded = torch.full((self.length,), self._pad(), dtype=torch.int64)
+        padded = torch.full((self.length,), self.pad, dtype=torch.int64)
         padded[: len(ids)] = ids
         return {"ids": padded, "mask": torch.arange(self.length) < len(ids)}
 
-    def _pad(self) -> int:
-        padding = load_tokenizer(self.vocabulary).padding if self.vocabulary else None
-        return int(padding["pad_id"]) if padding else 0
+
+def _pad(vocabulary: str | None, empty: list[int] | None, length: int) -> int:
+    """The id of padding: the tokenizer's; else what an empty prompt written out to its full length ends with, else 0."""
+    padding = load_tokenizer(vocabulary).padding if vocabulary else None
+    if padding:
+        return int(padding["pad_id"])
+    return empty[-1] if empty and len(empty) == length else 0
 
 
 def _tokenise(text: str, vocabulary: str) -> tuple[Tensors, str]:

@@ -23,7 +23,7 @@ class PretrainedEncoder(nn.Module):
 
         config = AutoConfig.for_model(**architecture)
         self.width: int = config.hidden_size
-        self.model = AutoModelForTextEncoding.from_config(config)  # type: ignore[no-untyped-call]
+        self.model = _without_pooler(AutoModelForTextEncoding.from_config(config))  # type: ignore[no-untyped-call]
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """ids (b, l) int64, mask (b, l) bool, True = attend -> the last hidden state (b, l, width)."""
@@ -40,7 +40,14 @@ class PretrainedEncoder(nn.Module):
             found = AutoModelForTextEncoding.from_pretrained(name, config=self.model.config)
         except OSError as error:
             raise not_there("text encoder", name, error) from error
-        self.model.load_state_dict(found.state_dict())
+        self.model.load_state_dict(_without_pooler(found).state_dict())
+
+
+def _without_pooler(model: nn.Module) -> nn.Module:
+    """BERT and its kin make a sentence vector too; unused, its weights would never see a gradient."""
+    if "pooler" in dict(model.named_children()):
+        model.register_module("pooler", None)
+    return model
 
 
 def read_architecture(name: str) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Peak memory and error of tiled decoding, f8 network (kl-f8: 84 million parameters), each side in a process of its own.
+
+    python benchmarks/tiled_decode.py --size 512          a minute or two on one core
+    python benchmarks/tiled_decode.py                     2048 x 2048: needs about 16 GB for the untiled side, and patience
+    python benchmarks/tiled_decode.py --device cuda
+
+`peak` is what decoding added to the process (resident set on a CPU, allocator's peak on a GPU), weights not counted. `error` is
+against the untiled image, in units of its standard deviation: mean, largest, and mean over the pixels within eight of a tile's edge.
+The weights are random, or those of a released file with `--weights kl-f8.ckpt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldmkit.autoencoder import Autoencoder, KLAutoencoder, exact_decode, paper, tiled_decode
+
+SIDES: dict[str, Callable[[KLAutoencoder, Tensor, argparse.Namespace], Tensor]] = {
+    "untiled": lambda model, latents, _: model.decode(latents),
+    "tiled": lambda model, latents, options: tiled_decode(model, latents, tile=options.tile, overlap=options.overlap),
+    "exact": lambda model, latents, options: exact_decode(model, latents, tile=8 * options.tile),
+}
+
+
+def load(options: argparse.Namespace) -> KLAutoencoder:
+    torch.manual_seed(0)
+    model: Autoencoder = paper("kl-f8")
+    if options.weights:
+        tensors = torch.load(options.weights, map_location="cpu", weights_only=True)["state_dict"]
+        model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")})
+    assert isinstance(model, KLAutoencoder)
+    return model.to(options.device).eval()
+
+
+def peak(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@torch.no_grad()
+def run(options: argparse.Namespace) -> None:
+    """One side: decode, write the image, print what it took."""
+    model = load(options)
+    latents = torch.randn(1, 4, options.size // 8, options.size // 8, generator=torch.Generator().manual_seed(0))
+    latents = latents.to(options.device)
+    model.decode(latents[..., :8, :8])  # libraries allocate their own memory at the first call
+    before, start = peak(options.device), time.perf_counter()
+    image = SIDES[options.side](model, latents, options).cpu()
+    print(json.dumps({"peak": peak(options.device) - before, "seconds": time.perf_counter() - start}))
+    torch.save(image, options.out)
+
+
+def measured(side: str, out: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(
+            f"{side} failed with {done.returncode} (negative: killed, perhaps for memory):\n{done.stderr[-2000:]}"
+        )
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def errors(found: Tensor, expected: Tensor, options: argparse.Namespace) -> str:
+    difference = (found - expected).abs().mean(dim=1)[0] / expected.std()
+    step = 8 * (options.tile - options.overlap)
+    near = torch.tensor([min(position % step, step - position % step) < 8 for position in range(options.size)])
+    seams = difference[near.unsqueeze(1) | near]
+    return f"{float(difference.mean()):.1e} {float(difference.max()):.1e} {float(seams.mean()):.1e}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--tile", type=int, default=64, help="in latent pixels")
+    parser.add_argument("--overlap", type=int, default=16, help="in latent pixels")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--weights")
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        return run(options)
+    print(f"{'':8} {'peak MB':>8} {'of untiled':>10} {'seconds':>8}   error: mean, largest, at seams")
+    with tempfile.TemporaryDirectory() as folder:
+        images = {side: Path(folder) / f"{side}.pt" for side in SIDES}
+        results = {side: measured(side, path) for side, path in images.items()}
+        whole = torch.load(images["untiled"])
+        for side, result in results.items():
+            share = result["peak"] / results["untiled"]["peak"]
+            error = errors(torch.load(images[side]), whole, options)
+            print(f"{side:8} {result['peak'] / 1e6:8.0f} {share:10.1%} {result['seconds']:8.1f}   {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Tensors and a configuration -> a model, built on meta so that no weight is drawn that is then overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmkit import autoencoder as autoencoders
+from ldmkit.autoencoder import Autoencoder
+from ldmkit.build import _assemble, _reset_meta_buffers
+from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.plugins import Registry
+
+
+def assemble(config: Mapping[str, Any], tensors: Mapping[str, Tensor], registry: Registry) -> LatentDiffusion:
+    """The model of `config` (what `config.json` would hold) with these weights, in eval mode on the CPU.
+
+    What `tensors` lacks keeps fresh weights. Tensors are copied: a checkpoint's may be the file itself.
+    """
+    with torch.device("meta"):
+        model = _assemble(config, registry)
+    state = {name: value.clone() for name, value in tensors.items()}
+    if any(name not in state for name in model.state_dict()):
+        fresh = _assemble(config, registry).state_dict()
+        state = {name: state.get(name, value) for name, value in fresh.items()}
+    model.load_state_dict(state, assign=True)
+    _reset_meta_buffers(model, config, registry)
+    model.requires_grad_(True)
+    for conditioner in model.conditioners.values():
+        for name in conditioner.frozen:
+            conditioner.get_submodule(name).requires_grad_(False)
+    model.autoencoder.requires_grad_(False)
+    return model.eval()
+
+
+def finish_autoencoder(model: Autoencoder, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> Autoencoder:
+    """An autoencoder that was built on meta, with these weights; no scale of the latent is known."""
+    state = {name: value.clone() for name, value in tensors.items()} | latent_buffers(model, 1.0)
+    if any(name not in state for name in model.state_dict()):
+        state = {**autoencoders.make(**options).state_dict(), **state}
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def latent_buffers(model: Autoencoder, scale: float | Tensor, shift: Tensor | None = None) -> dict[str, Tensor]:
+    """The latent's shift and scale as the autoencoder keeps them, and empty statistics."""
+    state = {name: value for name, value in model.state_dict().items() if name.startswith("latent_")}
+    buffers = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in state.items()}
+    buffers["latent_scale"] += torch.as_tensor(scale, dtype=torch.float32)
+    if shift is not None:
+        buffers["latent_shift"] += shift
+    return buffers

@@ -1,0 +1,46 @@
+"""A first stage alone in a folder: `config.json` with an `autoencoder`, and its weights, named as in a whole model's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ldmkit import autoencoder as autoencoders
+from ldmkit.autoencoder import Autoencoder
+from ldmkit.errors import CheckpointError
+from ldmkit.interop.folders import new_folder, write_json, write_tensors
+from ldmkit.latent_diffusion import read_config, read_weights
+
+PREFIX = "autoencoder."
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: str | Path) -> Path:
+    """Writes a new folder. Raises CheckpointError where it holds something already."""
+    with new_folder(folder) as path:
+        write_json(path / "config.json", {"format": 1, "autoencoder": autoencoder.config})
+        write_tensors(path / "model.safetensors", {PREFIX + name: v for name, v in autoencoder.state_dict().items()})
+    return Path(folder)
+
+
+def load_autoencoder(folder: str | Path) -> Autoencoder:
+    """The autoencoder of such a folder, or of a saved model's, in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: there is none, or its weights do not fit.
+    """
+    path = Path(folder).expanduser()
+    path = path if (path / "config.json").is_file() else path / "model"
+    config = read_config(path)
+    if "autoencoder" not in config:
+        raise CheckpointError(f"there is no autoencoder in {folder}")
+    with torch.device("meta"):
+        model = autoencoders.make(**config["autoencoder"])
+    state = {name.removeprefix(PREFIX): v for name, v in read_weights(path).items() if name.startswith(PREFIX)}
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights do not fit: {' '.join(str(error).split())[:300]}", where=str(path)
+        ) from error
+    return model.requires_grad_(False).eval()

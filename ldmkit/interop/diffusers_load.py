@@ -1,0 +1,184 @@
+"""Folders of diffusers as ldmkit models. diffusers itself is not needed: the folders are JSON and safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmkit import autoencoder as autoencoders
+from ldmkit.conditioning import ForeignStage
+from ldmkit.errors import CheckpointError
+from ldmkit.interop import diffusers_config as configs
+from ldmkit.interop import diffusers_keys as keys
+from ldmkit.interop import foreign, text_stages
+from ldmkit.interop.assembling import assemble, latent_buffers
+from ldmkit.interop.compvis_reader import NULL_RATE, Imported
+from ldmkit.interop.folders import read_json
+from ldmkit.interop.reading import check_finite, read_tensors
+from ldmkit.interop.report import KeyReport, match
+from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.plugins import Registry
+from ldmkit.unet import UNet
+
+WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = (".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".bin")
+SUPER_RESOLUTION = "LDMSuperResolutionPipeline"
+
+
+def load_diffusers(folder: str | Path, *, registry: Registry | None = None) -> LatentDiffusion:
+    """A pipeline folder of diffusers (LDM, Stable Diffusion v1 and v2) as an ordinary ldmkit model, in eval mode on the CPU.
+
+    Reads UNet2DModel, UNet2DConditionModel, AutoencoderKL, VQModel, the schedule of any scheduler of betas (sampling as
+    DDIM's or PNDM's), CLIPTextModel and LDMBertModel where a plugin takes them. `sample` follows the scheduler's options.
+
+    Raises:
+        CheckpointError: no such folder, a component or an option that ldmkit does not have, weights that do not fit.
+    """
+    return import_diffusers(folder, registry=registry).model
+
+
+def import_diffusers(folder: str | Path, *, registry: Registry | None = None) -> Imported:
+    """`load_diffusers`, with the report of keys and notes for a person."""
+    path = Path(folder).expanduser()
+    if not (path / "model_index.json").is_file():
+        raise CheckpointError(f"{folder} is no pipeline of diffusers: it has no model_index.json")
+    return _Folder(path, foreign.registry_of(registry)).read()
+
+
+@dataclass(frozen=True)
+class Component:
+    """One directory of a pipeline."""
+
+    path: Path
+    config: dict[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights, as float32."""
+        for stem in WEIGHTS:
+            for ending in ENDINGS:
+                if (self.path / f"{stem}{ending}").is_file():
+                    return read_tensors(self.path / f"{stem}{ending}")
+        raise CheckpointError("there are no weights in this folder", where=str(self.path))
+
+
+class _Folder:
+    """One pipeline folder on its way to a model."""
+
+    def __init__(self, path: Path, registry: Registry) -> None:
+        self.path, self.registry = path, registry
+        self.index = read_json(path / "model_index.json")
+        self.notes: list[str] = []
+
+    def read(self) -> Imported:
+        unet = self._component("unet")
+        first = self._component("vae", "vqvae")
+        denoiser = configs.unet_from(unet.config)
+        first_stage, scale, shift = self._first_stage(first)
+        objective, sampling, notes = configs.scheduler_from(
+            read_json(self.path / "scheduler" / "scheduler_config.json")
+        )
+        self.notes.extend(notes)
+        condition = self._condition(denoiser, first_stage)
+        side = unet.config.get("sample_size") or 64
+        height, width = (side, side) if isinstance(side, int) else side
+        factor = first_stage["downsample"]
+        config = {
+            "size": [height * factor, width * factor],
+            "autoencoder": first_stage,
+            "denoiser": denoiser,
+            "diffusion": objective,
+            "conditioners": {} if condition is None else {condition.name: vars(condition.slot)},
+            "dropout": {condition.name: NULL_RATE} if condition is not None and denoiser["context_width"] else {},
+            "sampling": sampling,
+        }
+        tensors, report = self._tensors(config, unet, first, scale, shift)
+        if condition is not None:
+            tensors |= {f"conditioners.{condition.name}.{name}": value for name, value in condition.tensors.items()}
+        report.require(where=str(self.path))
+        check_finite(tensors, str(self.path))
+        return Imported(assemble(config, tensors, self.registry), report, tuple(self.notes))
+
+    def _component(self, *names: str) -> Component:
+        for name in names:
+            if (self.path / name / "config.json").is_file():
+                return Component(self.path / name, read_json(self.path / name / "config.json"))
+        raise CheckpointError(f"the pipeline has no {' or '.join(names)}", where=str(self.path))
+
+    def _first_stage(self, first: Component) -> tuple[dict[str, Any], float, float]:
+        options, scale, shift = configs.autoencoder_from(first.config)
+        if self.index.get("_class_name") == SUPER_RESOLUTION:
+            return options, 1.0, 0.0  # this pipeline scales nothing, whatever the config says
+        if options["type"] == "vq" and "scaling_factor" not in first.config:
+            self.notes.append("the VQModel says no scaling_factor: 1 is used, as the paper's VQ models have it")
+            scale = 1.0
+        return options, scale, shift
+
+    def _condition(self, denoiser: Mapping[str, Any], first_stage: Mapping[str, Any]) -> foreign.Found | None:
+        added = int(denoiser["in_channels"]) - int(denoiser["out_channels"])
+        tokens = int(denoiser["context_width"] or 0)
+        if not added and not tokens:
+            return None
+        stage = self._text_stage() if tokens else None
+        if self.index.get("_class_name") == SUPER_RESOLUTION:
+            stage = ForeignStage("torch.nn.Identity", {"scale": first_stage["downsample"]}, "LR_image", "concat", added)
+        stage = stage or ForeignStage(
+            str(self.index.get("_class_name")), {}, "condition", "tokens" if tokens else "concat", added
+        )
+        found = foreign.find(stage, self.registry)
+        if found is None:
+            length = int(stage.params.get("max_length", 77))
+            found = foreign.stand_in(stage, tokens=tokens, length=length, registry=self.registry)
+        self.notes.extend(found.notes)
+        return found
+
+    def _text_stage(self) -> ForeignStage | None:
+        """The text encoder of the pipeline, described as the original's."""
+        for name in ("text_encoder", "bert"):
+            if not (self.path / name / "config.json").is_file():
+                continue
+            encoder = self._component(name)
+            tokenizer = self.path / "tokenizer"
+            params = {
+                "max_length": int(encoder.config.get("max_position_embeddings", 77)),
+                "architecture": encoder.config,
+                **({"tokenizer": str(tokenizer)} if tokenizer.is_dir() else {}),
+            }
+            kind = (encoder.config.get("architectures") or [""])[0]
+            if kind == "LDMBertModel":
+                target, tensors = "ldm.modules.encoders.modules.BERTEmbedder", text_stages.bert_from(encoder.tensors())
+            elif kind == "CLIPTextModel":
+                target, tensors = (
+                    "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+                    text_stages.clip_from(encoder.tensors()),
+                )
+            else:
+                return ForeignStage(kind, params, "caption", "tokens", 0)
+            return ForeignStage(target, params, "caption", "tokens", 0, tensors)
+        return None
+
+    def _tensors(
+        self, config: Mapping[str, Any], unet: Component, first: Component, scale: float, shift: float
+    ) -> tuple[dict[str, Tensor], KeyReport]:
+        with torch.device("meta"):
+            denoiser = UNet(**config["denoiser"])
+            autoencoder = autoencoders.make(**config["autoencoder"])
+        kept = {name: value for name, value in autoencoder.state_dict().items() if not name.startswith("latent_")}
+        found, report = _read(keys.unet_rules(denoiser), unet, denoiser.state_dict(), "denoiser.")
+        second, other = _read(keys.autoencoder_rules(autoencoder), first, kept, "autoencoder.")
+        moved = torch.full((autoencoder.latent_channels,), shift)
+        buffers = latent_buffers(autoencoder, scale, moved)
+        return {**found, **second, **{f"autoencoder.{n}": v for n, v in buffers.items()}}, report + other
+
+
+def _read(
+    rules: list[keys.Rule], component: Component, expected: Mapping[str, Tensor], prefix: str
+) -> tuple[dict[str, Tensor], KeyReport]:
+    ours = keys.read(rules, component.tensors(), expected)
+    taken, report = match(expected, {name: name for name in expected}, ours)
+    report = report + KeyReport(unexpected=tuple(name for name in ours if name not in expected))
+    return {prefix + name: value for name, value in taken.items()}, report

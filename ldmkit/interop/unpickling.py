@@ -1,0 +1,176 @@
+"""A pickle reader that can make tensors and containers, and nothing else.
+
+Checkpoints of Lightning before 1.5 hold class objects (the callbacks), so that torch's own `weights_only` refuses them. Here
+every name that a checkpoint asks for and that is not on a short list becomes an empty stand-in: nothing is imported, nothing
+is called. Names of Python's own library that no checkpoint has a use for stop the reading, so that a person learns of them.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmkit.errors import CheckpointError
+
+MOST_PICKLE = 256 * 2**20  # bytes of the pickle itself, without the tensors
+
+STORAGES: Mapping[str, torch.dtype] = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+# Of Python's own library: what checkpoints hold beside tensors, and as stand-ins only.
+HARMLESS = {
+    "collections",
+    "pathlib",
+    "datetime",
+    "argparse",
+    "_codecs",
+    "copyreg",
+    "enum",
+    "typing",
+    "functools",
+    "decimal",
+}
+PLAIN: Mapping[str, type] = {
+    name: getattr(__import__("builtins"), name) for name in ("set", "frozenset", "complex", "slice")
+}
+
+
+class StandIn:
+    """In place of an object that is not read."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = None
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        return None
+
+    def append(self, value: Any) -> None:
+        """Pickles may fill a list subclass."""
+
+    def extend(self, values: Any) -> None:
+        """As `append`."""
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class DangerousError(Exception):
+    """A name that only a malicious checkpoint asks for."""
+
+
+def read(file: Path, refused: Exception) -> Any:
+    """The content of a torch archive that torch refused with `refused`. Raises CheckpointError."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _read(archive)
+    except DangerousError as danger:
+        raise CheckpointError(
+            f"the checkpoint asks to execute {danger} when it is loaded: it was refused, and nothing of it ran",
+            where=str(file),
+            hint="do not load this file with other software; get the weights as safetensors from a source you trust",
+        ) from None
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint cannot be read: {_first_line(error)} (torch says: {_first_line(refused)})",
+            where=str(file),
+            hint="a truncated file has to be downloaded again",
+        ) from error
+
+
+def _read(archive: zipfile.ZipFile) -> Any:
+    names = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise ValueError("there is no data.pkl in the archive")
+    if archive.getinfo(names[0]).file_size > MOST_PICKLE:
+        raise ValueError(f"its pickle is larger than {MOST_PICKLE // 2**20} MiB")
+    root = names[0].removesuffix("data.pkl")
+    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder").decode() != sys.byteorder:
+        raise ValueError("it was written on a machine of the other byte order")
+    return Reader(archive, root, archive.read(names[0])).load()
+
+
+class Reader(pickle.Unpickler):
+    """Unpickles one archive's `data.pkl`; storages are read when a tensor asks for them."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self.archive, self.root = archive, root
+        self.storages: dict[str, Tensor] = {}
+        self.stand_ins: dict[str, type[StandIn]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        if (module, name) in ALLOWED:
+            return ALLOWED[module, name]
+        if module in ("builtins", "__builtin__"):
+            if name in PLAIN:
+                return PLAIN[name]
+            raise DangerousError(f"{module}.{name}")
+        top = module.partition(".")[0]
+        if (top in sys.stdlib_module_names or top in ("posix", "nt")) and top not in HARMLESS:
+            raise DangerousError(f"{module}.{name}")
+        return self.stand_ins.setdefault(f"{module}.{name}", type(str(name), (StandIn,), {}))
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise ValueError(f"a storage of kind {kind!r}")
+        if key not in self.storages:
+            info = self.archive.getinfo(f"{self.root}data/{key}")
+            if info.file_size != count * dtype.itemsize:
+                raise ValueError(f"storage {key} has {info.file_size} bytes and should have {count} x {dtype.itemsize}")
+            raw = bytearray(self.archive.read(info))
+            self.storages[key] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        return self.storages[key]
+
+
+def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride), default=0) < 0 or (0 not in size and last >= len(storage)):
+        raise ValueError(f"a tensor of {tuple(size)} lies outside of its storage")
+    return storage.as_strided(tuple(size), tuple(stride), offset)
+
+
+def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode(encoding)
+
+
+ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): lambda *_: defaultdict(StandIn),
+    ("_codecs", "encode"): _encode,
+    ("torch", "Size"): tuple,
+}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

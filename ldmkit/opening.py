@@ -1,0 +1,97 @@
+"""The first lines of a run: what will be trained, on what, and where."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from ldmkit.data import Dataset
+from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.recipe import Recipe
+from ldmkit.training.console import Console
+from ldmkit.training.publish import write_json
+from ldmkit.training.runtime import Runtime, describe
+
+COPIES = 4  # of the weights in a checkpoint: raw, averaged, and two moments
+
+
+def announce(
+    console: Console,
+    recipe: Recipe,
+    model: LatentDiffusion,
+    data: tuple[Dataset, Dataset],
+    runtime: Runtime,
+    folder: Path,
+) -> None:
+    """Prints the plan, what is a stand-in, and whether the disk is nearly full; ``plan.json`` keeps it for the report."""
+    train, held_out = data
+    console.table(
+        [
+            ("device", describe(runtime)),
+            (
+                "data",
+                f"{recipe.data.type}, {train.size[0]}x{train.size[1]}: {_amount(train)}; held out: {_amount(held_out)}",
+            ),
+            ("autoencoder", f"{recipe.autoencoder.type}, {size(model.autoencoder)}, latents {_latents(model)}"),
+            ("conditioners", ", ".join(_slots(model)) or "none"),
+            ("denoiser", f"{size(model.denoiser)} (and {size(model.conditioners)} of conditioners)"),
+            ("stages", ", then ".join(_stages(recipe))),
+        ]
+    )
+    for text in _stand_ins(recipe):
+        console.note(f"  note: {text}")
+    _check_space(console, model, folder)
+    parts = {"autoencoder": model.autoencoder, "denoiser": model.denoiser}
+    parts |= {f"conditioner {name}": conditioner for name, conditioner in model.conditioners.items()}
+    rows = [{"part": name, "parameters": sum(p.numel() for p in part.parameters())} for name, part in parts.items()]
+    write_json(folder / "plan.json", rows)
+
+
+def size(module: nn.Module) -> str:
+    """``1.11 M parameters``."""
+    count = sum(p.numel() for p in module.parameters())
+    for unit, many in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= many:
+            return f"{count / many:.3g} {unit} parameters"
+    return f"{count} parameters"
+
+
+def _amount(data: Dataset) -> str:
+    pictures = data.info.count
+    if pictures is None:
+        return "endless"
+    if data.views == 1:
+        return f"{pictures} pictures"
+    return f"{'fresh' if data.views is None else data.views} views of {pictures} pictures"
+
+
+def _latents(model: LatentDiffusion) -> str:
+    return "x".join(str(side) for side in model.latent_shape(model.size))
+
+
+def _slots(model: LatentDiffusion) -> list[str]:
+    return [f"{name} ({slot.type}, {slot.origin.get('distribution', 'here')})" for name, slot in model.slots.items()]
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    own = recipe.autoencoder.train
+    first = [] if own is None else [f"autoencoder {own.steps} steps of {own.batch}"]
+    return [*first, f"diffusion {recipe.train.steps} steps of {recipe.train.batch}", "evaluation"]
+
+
+def _stand_ins(recipe: Recipe) -> list[str]:
+    loss = recipe.resolved()["autoencoder"].get("loss") or {}
+    perceptual = loss.get("perceptual") if recipe.autoencoder.train is not None else None
+    if perceptual and perceptual["weights"] == "random":
+        return ["LPIPS has random backbone weights here: its values do not compare with published ones"]
+    return []
+
+
+def _check_space(console: Console, model: LatentDiffusion, folder: Path) -> None:
+    """Two checkpoints are there at a time."""
+    needed = 2 * COPIES * sum(p.nbytes for p in model.parameters())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        console.note(f"warning: {free / 2**20:.0f} MiB are free, and two checkpoints take {needed / 2**20:.0f} MiB")

@@ -1,0 +1,307 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import click
+import pytest
+from PIL import Image
+
+from ldmkit import cli
+from ldmkit.cli import shared
+from ldmkit.errors import DataError
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_alone_it_prints_one_screen_with_commands_to_try(capsys):
+    assert call() == 0
+    out = capsys.readouterr().out
+    assert "ldmkit run superres" in out
+    assert len(out.splitlines()) < 15
+
+
+def test_every_verb_has_help(capsys):
+    assert call("--help") == 0
+    listed = capsys.readouterr().out
+    for verb in cli.VERBS:
+        assert f"  {verb} " in listed
+        assert call(verb, "--help") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recip"], "No such command 'recip'"),
+        (["run"], "Missing argument 'RECIPE'"),
+        (["run", "superres", "--nope"], "No such option"),
+        (["run", "superrs"], "error: superrs: there is no such file and no bundled recipe of that name; did you mean"),
+        (["run", "superres", "--set", "train.lrr=3"], "error: --set train.lrr=3: train.lrr: unknown key; did you mean 'lr'?"),
+        (["recipe", "check", "superres", "--set", "data.size=65"], "data.size: 65 is no multiple of 16"),
+        (["recipe", "check", "superres", "--set", "data.type=phtos"], "did you mean 'photos'?"),
+        (["plugins", "show", "dimm"], "nothing is registered as 'dimm'; did you mean 'ddim'?"),
+        (["plugins", "new", "My_Plugin"], "a plugin cannot be called 'My_Plugin'"),
+        (["plugins", "list", "-p", "missing.py"], "there is no plugin file"),
+        (["report", "nowhere"], "error: nowhere is no run's directory"),
+        (["evaluate", "nowhere"], "error: nowhere is no run's directory"),
+        (["sample", "runs/x", "--condition", "text"], "write --condition name=value"),
+        (["sample", "runs/x", "--size", "64by64"], "write one number, or HEIGHTxWIDTH in pixels"),
+        (["sample", "./nowhere"], "error: there is no trained model in ./nowhere"),
+    ],
+)  # fmt: skip
+def test_what_a_user_can_mend_is_one_message_and_exit_code_2(here, capsys, arguments, message):
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert list(here.iterdir()) == []
+
+
+def test_errors_of_core_and_components_come_together(here, capsys):
+    assert call("run", "superres", "--set", "train.lrr=3", "--set", "conditioners.low_res.scael=2") == 2
+    err = capsys.readouterr().err
+    assert "train.lrr: unknown key" in err
+    assert "conditioners.low_res.scael: unknown key; did you mean 'scale'?" in err
+
+
+def failing(monkeypatch, error: BaseException) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise error
+
+    module = ModuleType("ldmkit.run")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ldmkit.run", module)
+
+
+class Stopped(Exception):  # noqa: N818
+    exit_code = 143
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DataError("no pictures", hint="give some"), 2, "error: no pictures\n  give some\n"),
+        (Stopped("stopped by SIGTERM"), 143, "stopped by SIGTERM\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (RuntimeError("oops"), 1, "internal error: RuntimeError: oops\n"),
+    ],
+)
+def test_exit_codes(here, capsys, monkeypatch, error, code, message):
+    failing(monkeypatch, error)
+    assert call("run", "superres") == code
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "run", "superres"], ["run", "superres", "--debug"]])
+def test_debug_shows_the_traceback(here, capsys, monkeypatch, arguments):
+    failing(monkeypatch, DataError("no pictures"))
+    assert call(*arguments) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_run_prints_its_first_line_before_torch_and_hands_on_what_it_was_given(here, capsys, monkeypatch):
+    given = {}
+
+    def run(recipe, **options):
+        given.update(options, recipe=recipe)
+
+    failing(monkeypatch, ValueError())
+    sys.modules["ldmkit.run"].run = run
+    assert call("run", "superres", "--set", "train.steps=7", "--out", "there", "--fresh") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("ldmkit 0.1")
+    assert "superres" in line
+    assert "there" in line
+    assert line.endswith("loading torch...")
+    assert given["recipe"].train.steps == 7
+    assert given["recipe"].conditioners["low_res"].options["scale"] == 4
+    assert (given["out"], given["fresh"]) == (Path("there"), True)
+
+
+def test_the_first_line_comes_before_torch(here):
+    code = (
+        "import sys, ldmkit.cli.run as r, click\n"
+        "def echo(text, **_):\n"
+        "    assert 'loading torch' in text and 'torch' not in sys.modules\n"
+        "    sys.exit(0)\n"
+        "click.echo = echo\n"
+        "import ldmkit.cli; ldmkit.cli.main(['run', 'superres'])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_recipes_are_listed_copied_checked_and_shown(here, capsys):
+    assert call("recipe", "list", "--json") == 0
+    assert "superres" in [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert call("recipe", "copy", "superres") == 0
+    assert Path("superres.yaml").read_text().startswith("#")
+    capsys.readouterr()
+    assert call("recipe", "copy", "superres") == 2
+    assert "superres.yaml is there already" in capsys.readouterr().err
+    assert call("recipe", "check", "superres.yaml") == 0
+    assert capsys.readouterr().out.startswith("superres.yaml is valid")
+    assert call("recipe", "show", "superres.yaml", "--json", "--set", "seed=5") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["seed"] == 5
+    assert shown["conditioners"]["low_res"]["scale"] == 4
+    assert call("recipe", "schema") == 0
+    assert "autoencoder" in json.loads(capsys.readouterr().out)["properties"]
+
+
+PLUGIN = """
+from ldmkit import hookimpl
+
+@hookimpl
+def ldmkit_register_metrics(register):
+    register("mine", "a:B")
+"""
+
+
+def test_plugins_are_listed_with_their_origin_and_and_files_too(here, capsys, monkeypatch):
+    Path("one.py").write_text(PLUGIN)
+    assert call("plugins", "list", "-p", "one.py", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    mine = next(row for row in facts["registered"] if row["name"] == "mine")
+    assert (mine["kind"], mine["file"]) == ("metric", str(here / "one.py"))
+    assert facts["problems"] == []
+    assert call("plugins", "list", "-v") == 0
+    out = capsys.readouterr().out
+    assert "low-res" in out
+    assert "ldmkit-low-res" in out
+    assert " ms" in out
+    monkeypatch.setenv("LDMKIT_PLUGINS", "")
+    assert call("plugins", "list") == 0
+    assert "low-res" not in capsys.readouterr().out
+
+
+def test_a_plugin_is_shown_with_options_and_ports(capsys):
+    assert call("plugins", "show", "low-res", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["distribution"], facts["reads"]) == ("conditioner", "ldmkit-low-res", "image")
+    assert {"name": "scale", "type": "int", "required": False, "default": 4} in facts["options"]
+    assert "concat" in facts["ports"]
+    assert call("plugins", "show", "ddim") == 0
+    assert "eta: float, default 0.0" in capsys.readouterr().out
+
+
+def test_plan_shows_parts_and_stages_as_plain_text_and_json(capsys):
+    small = ["--set", "autoencoder.channels=8", "--set", "autoencoder.latent_channels=3"]
+    assert call("plan", "superres", "--json", *small) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [part["name"] for part in facts["parts"]] == ["autoencoder", "low_res", "denoiser"]
+    assert facts["latent"] == [3, 16, 16]
+    assert facts["parameters"] == sum(part["parameters"] for part in facts["parts"])
+    assert [stage["name"] for stage in facts["stages"]] == ["autoencoder", "diffusion"]
+    assert call("plan", "superres", *small) == 0
+    out = capsys.readouterr().out
+    assert "denoiser" in out
+    assert out.isascii()
+
+
+def test_doctor(here, capsys):
+    code = call("doctor", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert code == (0 if facts["healthy"] else 2)
+    found = {finding["what"]: finding["found"] for finding in facts["findings"]}
+    assert {"python", "torch", "devices", "plugins", "write here", "locale", "LPIPS alex, imagenet"} <= set(found)
+
+
+class Model:
+    """Records what `sample` is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, object] = {}
+
+    def to(self, device: object) -> Model:
+        return self
+
+    def sample(self, values: object, **options: object) -> list[Image.Image]:
+        self.asked = {"values": values, **options}
+        return [Image.new("RGB", (8, 6), (row, 0, 0)) for row in range(int(str(options["count"])))]
+
+
+def test_sample_writes_a_picture_a_seed_and_a_grid(here, capsys, monkeypatch):
+    model = Model()
+    monkeypatch.setitem(sys.modules, "ldmkit.build", SimpleNamespace(load=lambda *_, **__: model))
+    Path("runs/a").mkdir(parents=True)
+    arguments = [
+        "-c", "text=a red circle=round", "-n", "5", "--guidance", "text=5,map=1.5", "--steps", "10", "--seed", "40",
+        "--size", "64x96", "-o", "eta=0.5", "--negative", "text=blurry", "--sampler", "ddim",
+    ]  # fmt: skip
+    assert call("sample", "runs/a", *arguments, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert model.asked == {
+        "values": {"text": "a red circle=round"}, "count": 5, "size": (64, 96), "sampler": "ddim", "steps": 10,
+        "guidance": {"text": 5.0, "map": 1.5}, "negative": {"text": "blurry"}, "seed": 40, "eta": 0.5,
+    }  # fmt: skip
+    assert [Path(path).name for path in facts["pictures"]] == [f"seed-{seed:05d}.png" for seed in range(40, 45)]
+    with Image.open(facts["grid"]) as grid:
+        assert grid.size == (3 * 10 - 2, 2 * 8 - 2)
+    assert call("sample", "runs/a") == 0
+    assert sorted(path.name for path in Path("runs/a/samples").iterdir()) == ["001", "002"]
+    assert model.asked["guidance"] is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([], None),
+        (["1.5"], 1.5),
+        (["-3"], -3.0),
+        (["text=5"], {"text": 5.0}),
+        (["low_res=1.5", "text=7"], {"low_res": 1.5, "text": 7.0}),
+        (["b=1,a=2"], {"b": 1.0, "a": 2.0}),
+        (["null + 3 * (text - null)"], "null + 3 * (text - null)"),
+    ],
+)
+def test_guidance(texts, expected):
+    found = shared.guidance_of(texts)
+    assert found == expected
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+
+
+def test_options_given_twice_are_refused():
+    with pytest.raises(click.UsageError, match="--condition text is given twice"):
+        shared.pairs(["text=a", "text=b"], "--condition")
+
+
+ENVIRONMENT = {**os.environ, "PYTHONIOENCODING": "cp1252", "NO_COLOR": "1", "TERM": "dumb", "LC_ALL": "C"}
+
+
+def test_a_narrow_code_page_and_a_closed_pipe_are_no_reason_to_fail(here):
+    command = [sys.executable, "-m", "ldmkit"]
+    result = subprocess.run([*command, "recipe", "list"], capture_output=True, env=ENVIRONMENT, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    with subprocess.Popen([*command, "recipe", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as closed:
+        assert closed.stdout is not None
+        closed.stdout.close()
+        assert closed.stderr is not None
+        assert closed.stderr.read() == b""
+    assert closed.returncode == 0
+
+
+def test_ctrl_c_while_something_is_imported_is_quiet(here):
+    code = "import ldmkit.cli, ldmkit.plugins, os, signal\ndef slow(**_): os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "ldmkit.plugins.load = slow\nldmkit.cli.main(['plugins', 'list'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")

@@ -1,0 +1,51 @@
+"""All metrics on a real, untrained model: the interfaces fit, and figures that are known for such a model come out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ldmkit import plugins
+from ldmkit.build import build, datasets, fit
+from ldmkit.evaluation import Evaluation, Results, evaluate, write_pictures, write_report
+from ldmkit.recipe import Recipe
+
+
+@pytest.mark.slow
+def test_every_metric_on_an_untrained_model_of_digits(tmp_path: Path) -> None:
+    registry = plugins.load()
+    recipe = Recipe.parse(
+        {
+            "name": "untrained",
+            "data": {"type": "digits", "size": 32},
+            "autoencoder": {"type": "identity"},
+            "conditioners": {"class": {}},
+            "denoiser": {"channels": 32, "multipliers": [1], "blocks": 1, "attention": []},
+            "train": {"steps": 1},
+            "evaluate": sorted(registry.metrics),
+        },
+        registry=registry,
+    )
+    recipe = fit(recipe, registry)
+    train, validation = datasets(recipe, registry)
+    evaluation = Evaluation(build(recipe, registry), train, validation, n=24, steps=2, guidance=1.0)
+    metrics = [(entry.type, registry.metrics.create(entry.type, entry.options)) for entry in recipe.evaluate]
+    results = evaluate(evaluation, metrics)
+    results = replace(results, pictures=write_pictures(evaluation, tmp_path / "samples"))
+
+    found = {figure.name: figure for figure in results.figures}
+    assert set(results.unavailable) == {"fidelity"}  # a class has none of its own
+    assert found["judge"].beside["held-out pictures"] > 0.9
+    assert found["judge"].value < 0.5
+    assert found["conditioning-gain"].value == pytest.approx(0.0, abs=1e-3)  # its output layer starts at zero
+    assert found["reconstruction-psnr"].value > 100  # the identity
+    assert found["near-copies"].value == 0.0
+
+    results.save(tmp_path / "evaluation.json")
+    assert Results.load(tmp_path / "evaluation.json").figures == results.figures
+    (tmp_path / "recipe.resolved.yaml").write_text(recipe.to_yaml())
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "conditioned on class" in text
+    assert text.count("<img ") == 2

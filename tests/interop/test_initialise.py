@@ -1,0 +1,173 @@
+"""Fine-tuning: step 0 of a model with a new condition is the source's, bit for bit, for every port."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ldmkit
+from ldmkit import build as building
+from ldmkit import plugins
+from ldmkit.build import _assemble
+from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports
+from ldmkit.errors import CheckpointError, UsageError
+from ldmkit.hookspecs import hookimpl
+from ldmkit.initialise import initialise
+from ldmkit.nn import AttentionBlock
+from ldmkit.unet import UNet
+
+
+class Hint(Conditioner):
+    """A number through every port that is asked for; its output is never zero."""
+
+    reads = ("hint",)
+
+    def __init__(self, *, tokens: int = 0, vector: int = 0, concat: int = 0) -> None:
+        super().__init__()
+        self.emits = Ports(tokens=tokens, vector=vector, concat=concat, length=2 if tokens else 0)
+        self.net = nn.Linear(1, 2 * tokens + vector + concat)
+
+    def prepare(self, sample, generator=None):
+        return {"hint": torch.tensor([float(sample["hint"])])}
+
+    def encode(self, prepared, canvas: Canvas):
+        made = self.net(prepared["hint"]) + 1.0
+        tokens, vector, concat = made.split([2 * self.emits.tokens, self.emits.vector, self.emits.concat], dim=1)
+        return Conditioning(
+            tokens=tokens.unflatten(1, (2, -1)) if self.emits.tokens else None,
+            vector=vector if self.emits.vector else None,
+            concat=concat[..., None, None].expand(-1, -1, *canvas.grid) if self.emits.concat else None,
+        )
+
+    def null(self, canvas: Canvas):
+        return self.encode({"hint": canvas.zeros(1, 1)}, canvas)
+
+
+class Plugin:
+    @hookimpl
+    def ldmkit_register_conditioners(self, register):
+        register("hint", Hint)
+
+
+class BesideUNet(UNet):
+    """What `variant: {plain_attention: true}` stands for: the plain attention stays, and transformers come after it."""
+
+    def _attention(self, level, *, middle=False):
+        if level.attends or middle:
+            yield AttentionBlock(level.width, level.heads, groups=self.variant.groups)
+        yield from super()._attention(level, middle=middle)
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return plugins.load(only=(), extra=[Plugin()])
+
+
+def made(registry, **slots):
+    denoiser = {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [2], "head_width": 8}
+    config = {
+        "size": [16, 16],
+        "autoencoder": {"type": "kl", "downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 4},
+        "denoiser": denoiser,
+        "diffusion": {"schedule": {"type": "linear", "start": 0.0015, "end": 0.0195}},
+        "conditioners": {
+            name: {"type": "hint", "options": options, "fields": {}, "origin": {}} for name, options in slots.items()
+        },
+        "dropout": {},
+        "sampling": {},
+    }
+    model = _assemble(config, registry)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model.eval()
+
+
+def first_step(model, hints):
+    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 500, 999])
+    given = [{slot: hints[slot] for slot in model.conditioners} for _ in range(3)]
+    with torch.no_grad():
+        return model.predict_noise(x, t, model.condition(given))
+
+
+HINTS = {"old": 0.3, "new": -2.0, "other": 1.0}
+
+
+def check(model, source, registry, folder):
+    source.save(folder)
+    before = first_step(model, HINTS)
+    done = initialise(model, folder, registry=registry)
+    after = first_step(model, HINTS)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, first_step(source, HINTS))
+    return done
+
+
+@pytest.mark.parametrize("port", [{"vector": 6}, {"concat": 3}, {"vector": 6, "concat": 2}])
+def test_a_new_condition_starts_without_effect(registry, tmp_path, port):
+    source, model = made(registry), made(registry, new=port)
+    assert check(model, source, registry, tmp_path / "source").added == ["new"]
+
+
+def test_a_new_condition_by_tokens_starts_without_effect(registry, tmp_path, monkeypatch):
+    source = made(registry)
+    source.save(tmp_path / "source")
+    monkeypatch.setattr(building, "UNet", BesideUNet)
+    model = made(registry, new={"tokens": 6})
+    monkeypatch.undo()
+    initialise(model, tmp_path / "source", registry=registry)
+    assert torch.equal(first_step(model, HINTS), first_step(source, HINTS))
+
+
+def test_new_conditions_learn(registry, tmp_path):
+    source, model = made(registry), made(registry, new={"vector": 6, "concat": 2})
+    check(model, source, registry, tmp_path / "source")
+    model.train()
+    conditioning = model.conditioners(
+        {"new": {"hint": torch.ones(2, 1)}}, {"new": torch.ones(2, dtype=torch.bool)}, model.canvas(), 2
+    )
+    output = model.denoiser(torch.randn(2, 4, 8, 8), torch.tensor([3.0, 9.0]), **conditioning.kwargs())
+    output.square().mean().backward()
+    projection = model.conditioners.get_submodule("_vector_projections.new")
+    assert projection.weight.grad.abs().max() > 0
+    assert model.denoiser.get_parameter("input_blocks.0.0.weight").grad[:, 4:].abs().max() > 0
+
+
+def test_known_conditions_keep_their_weights_and_channels_wherever_they_stand(registry, tmp_path):
+    source = made(registry, old={"concat": 2, "vector": 5})
+    model = made(registry, new={"concat": 3}, old={"concat": 2, "vector": 5}, other={"vector": 4})
+    done = check(model, source, registry, tmp_path / "source")
+    assert (done.kept, done.added) == (["old"], ["new", "other"])
+
+
+def test_conditions_that_go_are_said(registry, tmp_path):
+    made(registry, old={"concat": 2}).save(tmp_path / "source")
+    done = initialise(made(registry), tmp_path / "source", registry=registry)
+    assert "old" in done.notes[0]
+
+
+def test_tokens_without_a_place_for_the_old_attention_are_refused(registry, tmp_path):
+    made(registry).save(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="plain_attention"):
+        initialise(made(registry, new={"tokens": 6}), tmp_path / "source", registry=registry)
+
+
+def test_tokens_beside_tokens_are_refused(registry, tmp_path):
+    made(registry, old={"tokens": 6}).save(tmp_path / "source")
+    with pytest.raises(UsageError, match="share their attention"):
+        initialise(made(registry, old={"tokens": 6}, new={"tokens": 6}), tmp_path / "source", registry=registry)
+
+
+def test_a_vector_that_is_not_projected_is_refused(registry, tmp_path):
+    made(registry).save(tmp_path / "source")
+    with pytest.raises(UsageError, match="as wide as the time embedding"):
+        initialise(made(registry, new={"vector": 64}), tmp_path / "source", registry=registry)
+
+
+def test_another_network_is_refused(registry, tmp_path):
+    source = made(registry, old={"concat": 2})
+    source.save(tmp_path / "source")
+    with pytest.raises(CheckpointError, match=r"conditioner old.*net\.weight"):
+        initialise(made(registry, old={"concat": 3}), tmp_path / "source", registry=registry)
+    assert ldmkit.load(tmp_path / "source", registry=registry) is not None

@@ -1,0 +1,255 @@
+"""Faults of plugins: each stops only what needs it, and says plugin, version, cause and remedy."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from ldmkit import plugins
+from ldmkit.errors import PluginError, UsageError
+from ldmkit.plugins import Registry
+
+
+def problem(registry: Registry, distribution: str) -> plugins.Problem:
+    return next(found for found in registry.problems if found.origin.distribution == distribution)
+
+
+def test_a_good_plugin_is_found_with_its_origin(install, registers):
+    install("ldmkit-depth", registers("depth", "depth_part:Depth"), version="1.2")
+    registry = plugins.load()
+    entry = registry.conditioners.entry("depth")
+    assert entry.target == "depth_part:Depth"
+    assert (entry.origin.distribution, entry.origin.version, entry.origin.entry_point) == (
+        "ldmkit-depth",
+        "1.2",
+        "depth",
+    )
+    assert "depth_part" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("import a_package_that_is_not_there", "ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
+        ("raise ValueError('first line\\nlast line')", "ValueError: last line"),
+        ("def broken(:\n    pass", "SyntaxError: invalid syntax"),
+        ("import sys; sys.exit(7)", "it exits the program (SystemExit: 7)"),
+        ("x = 1", "it implements no hook: is `@hookimpl` missing above its functions?"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_reported_and_the_others_work(install, registers, code, cause):
+    install("ldmkit-bad", code)
+    install("ldmkit-good", registers("good"))
+    registry = plugins.load()
+    found = problem(registry, "ldmkit-bad")
+    assert found.cause.startswith(cause)
+    assert found.origin.version == "1.0"
+    assert "good" in registry.conditioners
+    assert "ddim" in registry.samplers
+
+
+def test_signal_handlers_set_at_import_are_put_back(install):
+    before = signal.getsignal(signal.SIGINT)
+    install("ldmkit-greedy", "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n")
+    plugins.load()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_unknown_argument_of_a_hook_is_named_with_those_allowed(install):
+    install(
+        "ldmkit-wrong",
+        """
+        from ldmkit import hookimpl
+
+        @hookimpl
+        def ldmkit_step_logged(run, step, values):
+            pass
+        """,
+    )
+    cause = problem(plugins.load(), "ldmkit-wrong").cause
+    assert cause == "hook ldmkit_step_logged: argument values unknown; allowed: run, step, metrics"
+
+
+def test_a_misspelt_hook_gets_a_suggestion_and_leaves_nothing_behind(install):
+    install(
+        "ldmkit-typo",
+        """
+        from ldmkit import hookimpl
+
+        @hookimpl
+        def ldmkit_register_metrics(register):
+            register("half", "a:B")
+
+        @hookimpl
+        def ldmkit_register_conditioner(register):
+            register("depth", "a:B")
+        """,
+    )
+    registry = plugins.load()
+    found = problem(registry, "ldmkit-typo")
+    assert found.cause == (
+        "there is no hook 'ldmkit_register_conditioner'; did you mean 'ldmkit_register_conditioners'?"
+    )
+    assert "ldmkit_run_started" in found.remedy
+    assert "half" not in registry.metrics
+
+
+def test_what_was_registered_before_an_exception_is_not_kept(install):
+    install(
+        "ldmkit-half",
+        """
+        from ldmkit import hookimpl
+
+        @hookimpl
+        def ldmkit_register_conditioners(register):
+            register("first", "a:B")
+            raise RuntimeError("no")
+        """,
+    )
+    registry = plugins.load()
+    assert problem(registry, "ldmkit-half").cause == "its registration fails: RuntimeError: no"
+    assert "first" not in registry.conditioners
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            "register('De_pth', 'a:B')",
+            "it registers the conditioner 'De_pth': names are lower-case words joined by '-'",
+        ),
+        ("register('depth', 'a.B')", "it registers the conditioner 'depth' as 'a.B': write 'package.module:Name'"),
+        ("register('depth', 5)", "it registers the conditioner 'depth' as 5: give 'package.module:Name' or a class"),
+        ("register('depth', 'a:B'); register('depth', 'a:C')", "it registers the conditioner 'depth' twice"),
+    ],
+)
+def test_what_register_refuses(install, call, message):
+    install(
+        "ldmkit-odd",
+        f"from ldmkit import hookimpl\n@hookimpl\ndef ldmkit_register_conditioners(register):\n    {call}\n",
+    )
+    assert problem(plugins.load(), "ldmkit-odd").cause == message
+
+
+def test_one_entry_point_name_in_two_distributions_is_an_error_for_both_until_one_is_chosen(install, registers):
+    install("ldmkit-one", registers("one"), entry="shared")
+    install("ldmkit-two", registers("two"), entry="shared")
+    registry = plugins.load()
+    causes = {problem(registry, name).cause for name in ("ldmkit-one", "ldmkit-two")}
+    assert causes == {"the entry point 'shared' exists twice: in ldmkit-one 1.0 and ldmkit-two 1.0"}
+    chosen = plugins.load(only=["ldmkit-two"])
+    assert chosen.conditioners.names() == ("two",)
+
+
+def test_one_name_by_two_plugins_is_an_error_that_names_both_and_can_be_resolved(install, registers):
+    install("ldmkit-one", registers("depth", "one:Depth"))
+    install("ldmkit-two", registers("depth", "two:Depth"), version="2.0")
+    catalog = plugins.load().conditioners
+    with pytest.raises(
+        PluginError, match=r"'depth' is registered twice: by ldmkit-one 1.0 and ldmkit-two 2.0"
+    ) as caught:
+        catalog.entry("depth")
+    assert "type: ldmkit-one:depth" in (caught.value.hint or "")
+    assert catalog.entry("ldmkit-two:depth").target == "two:Depth"
+    assert catalog.entry("class").origin.distribution == "ldmkit-class"
+
+
+@pytest.mark.parametrize("requires", ["ldmkit>=99", "ldmkit<0.0.1; python_version > '3'"])
+def test_a_plugin_for_another_version_is_refused_by_its_own_requirement(install, registers, requires):
+    install("ldmkit-future", registers("future"), requires=requires)
+    registry = plugins.load()
+    assert "it needs ldmkit" in problem(registry, "ldmkit-future").cause
+    assert "future" not in registry.conditioners
+
+
+def test_a_requirement_of_an_extra_does_not_count(install, registers):
+    install("ldmkit-extra", registers("extra"), requires="ldmkit>=99; extra == 'next'")
+    assert "extra" in plugins.load().conditioners
+
+
+def test_an_unknown_name_says_what_is_there_what_is_near_and_what_to_install():
+    with pytest.raises(PluginError) as caught:
+        plugins.load(only=["class", "text"]).conditioners.entry("clas")
+    assert str(caught.value) == (
+        "no conditioner is called 'clas'; installed: class, text; did you mean 'class'?\n"
+        "  Perhaps a package is missing: pip install ldmkit-clas"
+    )
+
+
+def test_an_unknown_name_points_to_the_broken_plugin_of_that_name(install):
+    install("ldmkit-depth", "import not_there")
+    with pytest.raises(PluginError, match=r"plugin ldmkit-depth 1.0: ModuleNotFoundError: No module named 'not_there'"):
+        plugins.load().conditioners.entry("depth")
+
+
+def test_the_variable_chooses_plugins_and_built_ins_stay(monkeypatch):
+    monkeypatch.setenv("LDMKIT_PLUGINS", "class, ldmkit-low-res")
+    assert plugins.load().conditioners.names() == ("class", "low-res")
+    monkeypatch.setenv("LDMKIT_PLUGINS", "")
+    registry = plugins.load()
+    assert registry.conditioners.names() == ()
+    assert "photos" in registry.data_sources
+    monkeypatch.setenv("LDMKIT_PLUGINS", "clas")
+    with pytest.raises(PluginError, match=r"no plugin 'clas' is installed; did you mean 'class'\?"):
+        plugins.load()
+
+
+def test_a_plugin_of_one_file_is_recorded_with_its_path(tmp_path, registers):
+    file = tmp_path / "my_plugin.py"
+    file.write_text(registers("mine"))
+    origin = plugins.load(files=[file]).conditioners.entry("mine").origin
+    assert origin.file == str(file)
+
+
+def test_a_broken_file_is_an_error_at_once(tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text("1 / 0")
+    with pytest.raises(PluginError, match=r"broken\.py cannot be imported: ZeroDivisionError: division by zero"):
+        plugins.load(files=[file])
+    with pytest.raises(UsageError, match="there is no plugin file"):
+        plugins.load(files=[tmp_path / "missing.py"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("class Depth: pass", "and not a subclass of ldmkit.conditioning.Conditioner"),
+        ("from ldmkit import Conditioner\nclass Depth(Conditioner): pass", "lacks encode, null"),
+        ("Dept = 1", "ImportError: parts has no 'Depth'; did you mean 'Dept'?"),
+    ],
+)
+def test_what_is_loaded_is_checked(install, registers, tmp_path, body, message):
+    install("ldmkit-depth", registers("depth", "parts:Depth"))
+    (tmp_path / "site" / "parts.py").write_text(body)
+    with pytest.raises(PluginError, match=message):
+        plugins.load().conditioners.load("depth")
+
+
+def test_an_option_named_like_a_slots_own_key_is_refused(install, registers, tmp_path):
+    install("ldmkit-depth", registers("depth", "parts:Depth"))
+    (tmp_path / "site" / "parts.py").write_text(
+        dedent("""
+        from ldmkit import Conditioner, Ports
+
+        class Depth(Conditioner):
+            reads = ("depth",)
+            def __init__(self, *, dropout: float = 0.1):
+                super().__init__()
+                self.emits = Ports(vector=1)
+            def encode(self, prepared, canvas): ...
+            def null(self, canvas): ...
+        """)
+    )
+    with pytest.raises(PluginError, match="Depth has an option `dropout`, a name that recipes use themselves"):
+        plugins.load().conditioners.load("depth")
+
+
+def test_every_built_in_loads_and_has_options():
+    registry = plugins.load(only=[])
+    for catalog in registry.catalogs.values():
+        for name in catalog.names():
+            assert isinstance(catalog.options(name).names(), tuple), Path(name)

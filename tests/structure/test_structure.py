@@ -1,0 +1,192 @@
+"""The house keeps its order: imports go up, the core knows no conditioner, and what must not load torch does not."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "ldmkit"
+
+# Each line imports only from those above it, and within a line only from the left.
+LAYERS = """
+errors
+random schedules nn
+unet autoencoder conditioning
+diffusion guidance samplers
+latent_diffusion
+data
+messages options hookspecs registry registration builtins plugins recipe
+build interop testing planning
+training evaluation
+previews rundir stages run verify
+cli
+"""
+# The package's own face: names that load on first use, and the command for `python -m`.
+FACES = ("__init__", "__main__")
+CONDITIONERS = ("class", "low-res", "low_res", "semantic-map", "semantic_map", "text", "inpainting", "layout")
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "__pycache__")
+
+
+def part(module: str) -> str:
+    """`ldmkit.nn.attention` -> `nn`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """The parts of ldmkit that a file imports, wherever in the file; imports for type checkers alone do not count."""
+    tree = ast.parse(path.read_text("utf-8"))
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((part(alias.name), node.lineno) for alias in node.names if alias.name.startswith("ldmkit."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "ldmkit":
+            yield from ((alias.name, node.lineno) for alias in node.names if is_part(alias.name))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ldmkit."):
+            yield part(node.module or ""), node.lineno
+
+
+def is_part(name: str) -> bool:
+    return (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+
+
+def order() -> dict[str, int]:
+    return {name: number for number, name in enumerate(LAYERS.split())}
+
+
+def test_every_part_has_a_place():
+    parts = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} - set(FACES)
+    assert parts - set(order()) == set()
+
+
+@pytest.mark.parametrize("own", sorted(order()))
+def test_imports_go_up(own):
+    places = order()
+    files = [path for path in modules() if path.relative_to(PACKAGE).parts[0].removesuffix(".py") == own]
+    wrong = [
+        f"{path.relative_to(PACKAGE)}, line {line}: {name}"
+        for path in files
+        for name, line in imported(path)
+        if name != own and places.get(name, -1) > places[own]
+    ]
+    assert wrong == [], f"ldmkit/{own} imports from below: {wrong}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_the_core_names_no_conditioner_and_imports_no_plugin(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    docstrings = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert not any(name.startswith("ldmkit_") for name in names), f"line {node.lineno} imports a plugin"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+            assert node.value not in NAMES_OF_CONDITIONERS, f"line {node.lineno} names the conditioner {node.value!r}"
+
+
+# Words that mean nothing else; `class` and `text` are words of the language and kinds of data fields too.
+NAMES_OF_CONDITIONERS = ("low-res", "low_res", "semantic-map", "semantic_map")
+
+
+def test_no_comparison_with_a_conditioners_name():
+    """`type == "text"`, `slot == "class"` and the like: a conditioner may not be told by its name."""
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Compare):
+                continue
+            left = ast.unparse(node.left)
+            words = [part.value for part in node.comparators if isinstance(part, ast.Constant)]
+            if left.rpartition(".")[2] in ("type", "slot", "entry_point"):
+                assert not set(words) & set(CONDITIONERS), f"{path.name}:{node.lineno}"
+
+
+PLUGIN_FOLDERS = sorted(path for path in (ROOT / "plugins").glob("*/ldmkit_*") if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", PLUGIN_FOLDERS, ids=lambda folder: folder.name)
+def test_a_plugin_imports_no_other_plugin(folder):
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            others = [name for name in names if name.startswith("ldmkit_") and name.split(".")[0] != folder.name]
+            assert others == [], f"{path.name}:{node.lineno}"
+
+
+def loads(code: str) -> set[str]:
+    """Which heavy packages a program has loaded when it ends."""
+    heavy = {"torch", "transformers", "torchvision", "numpy", "rich", "PIL"}
+    probe = f"import sys; print(' '.join(sorted({heavy} & set(sys.modules))))"
+    result = subprocess.run([sys.executable, "-c", f"{code}\n{probe}"], capture_output=True, text=True, check=True)
+    return set(result.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ldmkit; ldmkit.__version__; ldmkit.Recipe; ldmkit.load_recipe",
+        "from ldmkit import hookimpl",
+        "import ldmkit.errors, ldmkit.hookspecs, ldmkit.plugins, ldmkit.builtins, ldmkit.recipe, ldmkit.options, ldmkit.cli",
+        "import ldmkit.plugins; ldmkit.plugins.load()",
+        "import ldmkit_class, ldmkit_text, ldmkit_low_res, ldmkit_semantic_map",
+    ],
+)
+def test_these_load_no_torch(code):
+    assert loads(code) == set()
+
+
+COMMANDS = [
+    ["--help"],
+    [],
+    ["run", "--help"],
+    ["sample", "--help"],
+    ["plan", "--help"],
+    ["plugins", "list"],
+    ["plugins", "list", "--json"],
+    ["recipe", "list"],
+    ["recipe", "schema"],
+    ["recipe", "check", "superres"],
+]
+
+
+def test_these_commands_load_no_torch():
+    lines = ["import ldmkit.cli"]
+    for arguments in COMMANDS:
+        lines.append(
+            f"try: ldmkit.cli.main({arguments!r})\nexcept SystemExit as stop: assert stop.code == 0, {arguments!r}"
+        )
+    assert loads("\n".join(lines)) == set()
+
+
+def test_functions_named_like_their_modules_stay_functions():
+    code = "import ldmkit.build, ldmkit.run, ldmkit; assert callable(ldmkit.build), ldmkit.build; assert callable(ldmkit.run)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there():
+    import ldmkit
+
+    for name in ldmkit.__all__:
+        assert getattr(ldmkit, name) is not None
