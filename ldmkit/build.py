@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch.overrides import TorchFunctionMode
 
 from ldmkit import autoencoder as autoencoders
 from ldmkit import diffusion as objectives
 from ldmkit import plugins, random
-from ldmkit.conditioning import Conditioner, ConditionerSet, Dropout, LatentSpec
+from ldmkit.conditioning import Conditioner, ConditionerSet, Dropout, LatentSpec, Ports, StoredNull
+from ldmkit.conditioning.examination import called
 from ldmkit.data import Dataset, Source
-from ldmkit.errors import CheckpointError, OfflineError, RecipeError
-from ldmkit.latent_diffusion import LatentDiffusion, Sampler, Slot, read_config, read_weights
+from ldmkit.errors import CheckpointError, OfflineError, PluginError, RecipeError, UsageError
+from ldmkit.latent_diffusion import LatentDiffusion, Sampler, Slot, read_config, read_nulls, read_weights
 from ldmkit.options import derived
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
@@ -77,17 +80,40 @@ def fit(recipe: Recipe, registry: Registry | None = None) -> Recipe:
             continue
         source = source or source_of(recipe, registry).split("train")
         given = _given(recipe, name)
-        learned = kind.fit(given, _samples(source, slot.fields_))
+        learned = _learned(name, slot.type, registry, given, _samples(source, slot.fields_))
         for key, value in learned.items():
             if key not in given:
                 changes[f"conditioners.{name}.{key}"] = value
     return recipe.updated(changes).validate_components(registry) if changes else recipe
 
 
+def _learned(
+    slot: str, type_: str, registry: Registry, given: Mapping[str, Any], samples: Iterator[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the slot's `fit` returned, if it is a mapping of options to JSON values."""
+    kind = registry.conditioners.load(type_)
+    who = f"the conditioner of slot {slot} ({kind.__name__}, {registry.conditioners.entry(type_).origin})"
+    learned = called(who, "fit", lambda: kind.fit(given, samples))
+    known = registry.conditioners.options_of(kind).names()
+    if not isinstance(learned, Mapping) or not set(learned) <= set(known):
+        got = ", ".join(map(str, learned)) if isinstance(learned, Mapping) else type(learned).__name__
+        raise PluginError(
+            f"{who} learned {got}; `fit` returns a mapping of options: {', '.join(known) or 'there are none'}"
+        )
+    try:
+        json.dumps(dict(learned))
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"{who} learned what no file can hold: {error}", hint="return numbers, text, lists and mappings from `fit`"
+        ) from error
+    return dict(learned)
+
+
 def _given(recipe: Recipe, slot: str) -> dict[str, Any]:
-    """The options that were written down: a default that `validate_components` filled in is none."""
+    """The options that were written down: neither null nor a default that `validate_components` filled in is one."""
     written = recipe.document.value.get("conditioners", {}).get(slot) or {}
-    return {key: value for key, value in recipe.conditioners[slot].options.items() if key in written}
+    options = recipe.conditioners[slot].options
+    return {key: value for key, value in options.items() if value is not None and written.get(key) is not None}
 
 
 def _samples(source: Source, fields: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
@@ -186,13 +212,19 @@ def _dropout(recipe: Recipe) -> Dropout:
     return Dropout.independent({name: slot.dropout for name, slot in recipe.conditioners.items()})
 
 
-def _assemble(config: Mapping[str, Any], registry: Registry) -> LatentDiffusion:
-    """A model from what `config.json` holds; widths follow from the autoencoder and the conditioners."""
+def _assemble(
+    config: Mapping[str, Any], registry: Registry, nulls: Mapping[str, Mapping[str, torch.Tensor]] | None = None
+) -> LatentDiffusion:
+    """A model from what `config.json` holds; widths follow from the autoencoder and the conditioners.
+
+    `nulls` holds the stored nulls of the slots that are left out.
+    """
     first_stage = autoencoders.make(**config["autoencoder"])
     size = (int(config["size"][0]), int(config["size"][1]))
     spec = LatentSpec(first_stage.latent_channels, first_stage.factor, size)
-    slots = {name: Slot(**slot) for name, slot in config["conditioners"].items()}
-    conditioners = {name: conditioner_of(slot, spec, registry) for name, slot in slots.items()}
+    slots = {name: Slot.read(name, slot) for name, slot in config["conditioners"].items()}
+    left_out = {name: StoredNull(slot=name, tensors=tensors) for name, tensors in (nulls or {}).items()}
+    conditioners = {n: left_out.get(n) or conditioner_of(n, slot, spec, registry) for n, slot in slots.items()}
     with torch.device("cpu"):  # a schedule is numbers, also where the networks are built on meta
         objective = objectives.make(**config["diffusion"])
     network = {key: value for key, value in config["denoiser"].items() if key not in DERIVED_WIDTHS}
@@ -210,6 +242,7 @@ def _assemble(config: Mapping[str, Any], registry: Registry) -> LatentDiffusion:
             vector_width=denoiser.vector_width,
             fields={name: slot.fields for name, slot in slots.items()},
             dropout=Dropout.from_table(tuple(slots), config["dropout"]),
+            origins={name: slot.plugin for name, slot in slots.items()},
         ),
         objective,
         size=size,
@@ -222,12 +255,25 @@ def _assemble(config: Mapping[str, Any], registry: Registry) -> LatentDiffusion:
 DERIVED_WIDTHS = ("in_channels", "out_channels", "context_width")
 
 
-def conditioner_of(slot: Slot, spec: LatentSpec, registry: Registry) -> Conditioner:
-    """A slot's conditioner, fresh."""
-    kind = registry.conditioners.load(slot.type)
-    options = registry.conditioners.options(slot.type).read(dict(slot.options))
-    conditioner: Conditioner = kind(**options.arguments(), **dict.fromkeys(derived(kind), spec))
-    return conditioner
+def conditioner_of(name: str, slot: Slot, spec: LatentSpec, registry: Registry) -> Conditioner:
+    """A slot's conditioner, fresh. Raises PluginError where its constructor fails or sets no ports."""
+    kind = registry.conditioners.load(_registered(slot, registry))
+    arguments = registry.conditioners.options_of(kind).read(dict(slot.options)).arguments()
+    who = f"the conditioner of slot {name} ({', '.join(filter(None, (kind.__name__, slot.plugin)))})"
+    made: Conditioner = called(who, "__init__", lambda: kind(**arguments, **dict.fromkeys(derived(kind), spec)))
+    if not isinstance(vars(made).get("emits"), Ports):
+        raise PluginError(
+            f"{who} has no ports: emits is {vars(made).get('emits')!r}",
+            hint="set it in __init__: self.emits = Ports(...)",
+        )
+    return made
+
+
+def _registered(slot: Slot, registry: Registry) -> str:
+    """The slot's type; where two plugins claim it, that of the plugin it was trained with."""
+    distribution = slot.origin.get("distribution")
+    twice = registry.conditioners.claims(slot.type) > 1
+    return f"{distribution}:{slot.type}" if twice and distribution else slot.type
 
 
 def samplers(registry: Registry) -> dict[str, Sampler]:
@@ -247,9 +293,16 @@ class _Lazy:
 
 
 def load(
-    path: str | Path, weights: Literal["ema", "raw"] = "ema", *, registry: Registry | None = None
+    path: str | Path,
+    weights: Literal["ema", "raw"] = "ema",
+    *,
+    without: Sequence[str] = (),
+    registry: Registry | None = None,
 ) -> LatentDiffusion:
     """A trained model in eval mode on the CPU: from a run's directory, a saved model's, or a hub repository ("owner/name").
+
+    The slots in `without` need no plugin: they are null, as the saved model keeps it, and take no value. Such a model samples;
+    it is not saved again.
 
     Raises:
         CheckpointError: nothing that can be read is there, or its weights do not fit.
@@ -260,13 +313,18 @@ def load(
         raise CheckpointError(f"weights is {weights!r}; allowed are ema and raw")
     folder = model_folder(path)
     config = read_config(folder)
-    registry = registry or plugins.load(files=_plugin_files(config))
+    nulls = {slot: read_nulls(folder, slot) for slot in _left_out(config, without)}
+    registry = registry or plugins.load(files=_plugin_files(config, nulls))
+    for name, slot in config["conditioners"].items():
+        if name not in nulls:
+            _require(name, slot, registry)
     with torch.device("meta"), _Uninitialised():
-        model = _assemble(config, registry)
-    tensors = read_weights(folder, weights)
+        model = _assemble(config, registry, nulls)
+    skipped = tuple(f"conditioners.{slot}." for slot in nulls)
+    tensors = {name: value for name, value in read_weights(folder, weights).items() if not name.startswith(skipped)}
     _check_fit(model, tensors, folder)
     model.load_state_dict(tensors, assign=True)
-    _reset_meta_buffers(model, config, registry)
+    _reset_meta_buffers(model, config, registry, nulls)
     model.autoencoder.requires_grad_(False)
     return model.eval()
 
@@ -284,8 +342,46 @@ class _Uninitialised(TorchFunctionMode):
 _FILLING = {"normal_", "uniform_", "trunc_normal_"}
 
 
-def _plugin_files(config: Mapping[str, Any]) -> list[str]:
-    files = {slot["origin"].get("file") for slot in config["conditioners"].values()}
+def _left_out(config: Mapping[str, Any], without: Sequence[str]) -> tuple[str, ...]:
+    slots = config["conditioners"]
+    if unknown := [slot for slot in without if slot not in slots]:
+        raise UsageError(
+            f"no slot is called {', '.join(unknown)}", hint=f"the slots of this model are {', '.join(slots) or 'none'}"
+        )
+    return tuple(dict.fromkeys(without))
+
+
+def _require(name: str, described: Mapping[str, Any], registry: Registry) -> None:
+    """The slot's plugin is here and takes the options that were saved. Raises PluginError naming what was trained with."""
+    slot = Slot.read(name, described)
+    pinned = "=={version}".format(**slot.origin) if "version" in slot.origin else ""
+    get = (
+        f"pip install {slot.origin['distribution']}{pinned}"
+        if "distribution" in slot.origin
+        else "give its file with -p"
+    )
+    instead = f"or leave it out: --without {name}, ldmkit.load(..., without=({name!r},)); it is null then"
+    try:
+        kind = registry.conditioners.load(_registered(slot, registry))
+    except PluginError as error:
+        raise PluginError(
+            f"slot {name} needs the conditioner '{slot.type}' of {slot.plugin or 'a plugin'}, which cannot be loaded: "
+            f"{error.message}",
+            hint=f"{get}; {instead}",
+        ) from error
+    try:
+        registry.conditioners.options_of(kind).read(dict(slot.options))
+    except ValidationError as error:
+        now = registry.conditioners.entry(_registered(slot, registry)).origin
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+        raise PluginError(
+            f"slot {name} was trained with {slot.plugin or 'a plugin'}, whose options {now} does not take: {wrong}",
+            hint=f"{get}; {instead}",
+        ) from error
+
+
+def _plugin_files(config: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:
+    files = {slot["origin"].get("file") for name, slot in config["conditioners"].items() if name not in left_out}
     return sorted(file for file in files if file is not None and Path(file).is_file())
 
 
@@ -305,11 +401,16 @@ def _check_fit(model: LatentDiffusion, tensors: Mapping[str, torch.Tensor], fold
         )
 
 
-def _reset_meta_buffers(model: LatentDiffusion, config: Mapping[str, Any], registry: Registry) -> None:
+def _reset_meta_buffers(
+    model: LatentDiffusion,
+    config: Mapping[str, Any],
+    registry: Registry,
+    nulls: Mapping[str, Mapping[str, torch.Tensor]],
+) -> None:
     """Buffers that are not saved were made on meta: taken from a model built on the CPU, where there are any."""
     if not any(buffer.is_meta for buffer in model.buffers()):
         return
-    real = dict(_assemble(config, registry).named_buffers())
+    real = dict(_assemble(config, registry, nulls).named_buffers())
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")

@@ -31,6 +31,7 @@ METRICS = {
     "judge": "Judge",
     "nearest": "Nearest",
     "reconstruction": "Reconstruction",
+    "subsets": "Subsets",
 }
 
 

@@ -18,7 +18,6 @@ from ldmkit.data import Dataset
 from ldmkit.errors import CheckpointError, RecipeError
 from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, write_pictures
 from ldmkit.latent_diffusion import LatentDiffusion
-from ldmkit.opening import announce
 from ldmkit.plugins import Registry
 from ldmkit.previews import Previews
 from ldmkit.recipe import Recipe
@@ -31,6 +30,7 @@ from ldmkit.training.checkpoint import Checkpoints
 from ldmkit.training.console import Console
 from ldmkit.training.log import Log, Observer
 from ldmkit.training.memory import Remembered
+from ldmkit.training.opening import announce
 from ldmkit.training.optim import Group
 from ldmkit.training.publish import discard
 from ldmkit.training.state import TrainingState, load_trained

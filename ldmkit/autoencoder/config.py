@@ -111,8 +111,8 @@ class NetworkConfig:
             )
         if not 1 <= self.image_channels <= MOST_IMAGE_CHANNELS:
             raise UsageError(f"image_channels is {self.image_channels}; allowed are 1 to {MOST_IMAGE_CHANNELS}")
-        for name in ("channels", "blocks", "latent_channels", "resolution"):
-            if getattr(self, name) < 1:
+        for name in ("channels", "blocks", "latent_channels", "resolution", "groups"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if min(self.multipliers) < 1:
             raise UsageError(f"multipliers {list(self.multipliers)} must be at least 1 each")

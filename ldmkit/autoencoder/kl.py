@@ -12,6 +12,9 @@ from ldmkit.autoencoder.networks import Decoder, Encoder
 from ldmkit.autoencoder.posterior import Posterior, Reconstruction
 
 
+START_LOGVAR = -6.0
+
+
 @final
 class KLAutoencoder(Autoencoder):
     """KL-regularised (arXiv 2112.10752, section 3.1): `encode` gives a sample of the posterior with a generator, else its mode.
@@ -30,6 +33,8 @@ class KLAutoencoder(Autoencoder):
         self.encoder = Encoder(config, 2 * width)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * width, 2 * width, 1)
+        # The posterior starts narrow: at a log-variance of 0 its noise drowns the means for the first hundreds of steps.
+        nn.init.constant_(self.quant_conv.bias[width:], START_LOGVAR)
         self.post_quant_conv = nn.Conv2d(width, width, 1)
 
     @property

@@ -65,6 +65,7 @@ class Quantizer(nn.Module):
         if revive is not None:
             self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_fresh_upkeep)  # type: ignore[no-untyped-call]
 
     @property
     def codes(self) -> int:
@@ -158,6 +159,15 @@ class Quantizer(nn.Module):
             if self.ema is not None:
                 self.count[dead], self.total[dead] = 1.0, places.to(self.total)
         return torch.tensor(float(len(dead)), device=rows.device)
+
+
+def _fresh_upkeep(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """A codebook from a model without averages or revival begins them anew."""
+    fresh = {name: torch.zeros_like(buffer) for name, buffer in module.named_buffers()}
+    if "total" in fresh and prefix + "embedding.weight" in state_dict:
+        fresh |= {"count": torch.ones_like(fresh["count"]), "total": state_dict[prefix + "embedding.weight"].clone()}
+    for name, tensor in fresh.items():
+        state_dict.setdefault(prefix + name, tensor)
 
 
 def _report(counts: Tensor) -> dict[str, Tensor]:

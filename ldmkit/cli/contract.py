@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ldmkit.conditioning import Conditioner
     from ldmkit.plugins import Registry
+    from ldmkit.registry import Catalog
 
 SIZE = 64  # pixels of the samples
 SAMPLES = 4
@@ -19,25 +21,46 @@ def examine(
 
     `options` are given to its constructor, after its `fit` has seen the data; `fields` maps its fields to those of the data.
     """
+    from ldmkit.conditioning.examination import called
     from ldmkit.data import Dataset
-    from ldmkit.options import derived
-    from ldmkit.recipe.components import complete_options
-    from ldmkit.testing import LATENT, ContractError, check_conditioner
+    from ldmkit.testing import ContractError, check_conditioner
 
     kind = registry.conditioners.load(name)
     source = registry.data_sources.load(data)().split("train")
     aligned = frozenset(fields.get(field, field) for field in kind.aligned)
     dataset = Dataset(source, size=SIZE, aligned=aligned)
     samples = [_renamed(dataset.sample(index), kind.reads, fields) for index in range(SAMPLES)]
-    model = registry.conditioners.options_of(kind)
-    learned = kind.fit(dict(options), _first(source, kind.reads, fields))
-    complete = complete_options(model, {**learned, **options})
-    conditioner = kind(**model.read(complete).arguments(), **dict.fromkeys(derived(kind), LATENT))
+    who = f"the conditioner '{name}' of {registry.conditioners.entry(name).origin}"
+    learned = called(who, "fit", lambda: kind.fit(dict(options), _first(source, kind.reads, fields)))
+    conditioner = made(registry.conditioners, kind, {**learned, **options})
     try:
         check_conditioner(conditioner, samples[0], others=samples[1:])
     except ContractError as error:
         return str(error)
     return None
+
+
+def made(catalog: Catalog, kind: type[Conditioner], options: Mapping[str, Any]) -> Conditioner:
+    """A conditioner with these options, in the latent space of the contract kit.
+
+    Raises UsageError for options it does not take, and PluginError where its constructor fails.
+    """
+    from pydantic import ValidationError
+
+    from ldmkit.conditioning.examination import called
+    from ldmkit.errors import UsageError
+    from ldmkit.options import derived
+    from ldmkit.testing import LATENT
+
+    model = catalog.options_of(kind)
+    try:
+        arguments = model.read(options).arguments()
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+        raise UsageError(
+            f"{kind.__name__} does not take these options: {wrong}", hint=f"its options are {', '.join(model.names())}"
+        ) from error
+    return called(kind.__name__, "__init__", lambda: kind(**arguments, **dict.fromkeys(derived(kind), LATENT)))
 
 
 def _first(source: Any, reads: tuple[str, ...], fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -67,14 +67,16 @@ def list_plugins(verbose: bool, files: tuple[str, ...], as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
+@click.option("-o", "--option", "given", multiple=True, metavar="NAME=VALUE", help="An option: ports may depend on it.")
 @plugin_files
 @json_option
-def show(name: str, files: tuple[str, ...], as_json: bool) -> None:
+def show(name: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool) -> None:
     """Everything about one name: what it is, its options with types and defaults, ports, origin. Imports it."""
     from ldmkit import plugins
 
     registry = plugins.load(files=files)
-    found = [_details(catalog, name) for catalog in registry.catalogs.values() if name in catalog]
+    chosen = values(given, "--option")
+    found = [_details(catalog, name, chosen) for catalog in registry.catalogs.values() if name in catalog]
     if not found:
         raise _unknown(name, registry)
     if as_json:
@@ -96,11 +98,16 @@ def show(name: str, files: tuple[str, ...], as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 @click.option("--to", metavar="DIR", help="Where to write; default: ./ldmkit-NAME")
-def new(name: str, to: str | None) -> None:
+@json_option
+def new(name: str, to: str | None, as_json: bool) -> None:
     """Write a plugin package with a conditioner NAME: entry point, test, recipe, README. Its tests pass at once."""
     from ldmkit.cli.scaffold import write
 
     folder = write(name, Path(to).expanduser() if to else None)
+    if as_json:
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        echo_json({"name": name, "folder": str(folder), "files": files})
+        return
     click.echo(f"{folder} is a package whose tests pass:\n")
     click.echo(f"  cd {folder}\n  pip install -e .\n  pytest\n  ldmkit plugins show {name}")
 
@@ -135,7 +142,7 @@ def _facts(catalog: Catalog, entry: Entry) -> dict[str, Any]:
     return {"name": entry.name, "kind": catalog.kind.noun, "target": str(entry.target), **vars(entry.origin)}
 
 
-def _details(catalog: Catalog, name: str) -> dict[str, Any]:
+def _details(catalog: Catalog, name: str, given: dict[str, Any]) -> dict[str, Any]:
     from ldmkit.options import describe
 
     entry, loaded = catalog.entry(name), catalog.load(name)
@@ -153,22 +160,27 @@ def _details(catalog: Catalog, name: str) -> dict[str, Any]:
         "from": str(entry.origin),
         "about": ((loaded.__doc__ or "").strip().splitlines() or [""])[0],
         "options": options,
-        **_conditioner_facts(loaded),
+        **_conditioner_facts(catalog, loaded, given),
     }
 
 
-def _conditioner_facts(loaded: Any) -> dict[str, Any]:
-    """What only conditioners have. Ports are known once one is made; with its defaults, if they suffice."""
+def _conditioner_facts(catalog: Catalog, loaded: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What only conditioners have. Ports are known once one is made: of what is given, defaults, and a usual latent space."""
     if not getattr(loaded, "reads", None):
         return {}
     import torch
 
+    from ldmkit.cli.contract import made
+    from ldmkit.errors import LdmkitError
+
     facts = {"reads": ", ".join(loaded.reads), "aligned": ", ".join(loaded.aligned)}
     try:
         with torch.device("meta"):
-            emits = loaded().emits
-    except Exception:  # it needs options, or the latent space
-        return {**facts, "ports": "known once its options are"}
+            emits = made(catalog, loaded, given).emits
+    except LdmkitError:  # it needs options, which `fit` may learn from the data
+        if given:
+            raise
+        return {**facts, "ports": "known once its options are: give some with -o NAME=VALUE"}
     ports = {port: width for port, width in vars(emits).items() if width}
     return {**facts, "ports": ", ".join(f"{port} {width}" for port, width in ports.items())}
 

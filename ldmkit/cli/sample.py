@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the sampler: eta=1")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Picture i has seed SEED + i.")
 @click.option("--size", metavar="SIZE", help="Pixels: 64, or HEIGHTxWIDTH.")
+@click.option("--without", multiple=True, metavar="SLOT", help="Leave out a slot whose plugin is not here: it is null.")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Which weights.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
 @click.option("--out", metavar="DIR", help="Where to write; default: a new directory in RUN/samples.")
@@ -41,6 +42,7 @@ def command(
     options: tuple[str, ...],
     seed: int,
     size: str | None,
+    without: tuple[str, ...],
     weights: str,
     device: str,
     out: str | None,
@@ -59,7 +61,8 @@ def command(
     from ldmkit.training.runtime import resolve
 
     registry = plugins.load(files=files) if files else None
-    model = load(run, "raw" if weights == "raw" else "ema", registry=registry).to(resolve(device=device).device)
+    model = load(run, "raw" if weights == "raw" else "ema", without=without, registry=registry)
+    model = model.to(resolve(device=device).device)
     pictures = model.sample(
         given or None,
         count=count or 4,

@@ -3,6 +3,7 @@
 from ldmkit.conditioning.conditioner import RESERVED, Conditioner, as_tensor
 from ldmkit.conditioning.conditioner_set import ConditionerSet
 from ldmkit.conditioning.dropout import Dropout, Subset
+from ldmkit.conditioning.stored_null import StoredNull
 from ldmkit.conditioning.types import (
     Batch,
     Canvas,
@@ -27,6 +28,7 @@ __all__ = [
     "ForeignStage",
     "LatentSpec",
     "Ports",
+    "StoredNull",
     "Subset",
     "Tensors",
     "Values",

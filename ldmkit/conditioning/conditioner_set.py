@@ -124,7 +124,7 @@ class ConditionerSet(nn.Module):
         """Rows that `prepare` or `from_user` made (None = absent) -> a batch; absent rows are filled with a present row's."""
         present: dict[str, Tensor] = {}
         collated: dict[str, Tensors | None] = {}
-        for slot, conditioner in self.items():
+        for slot in self.slots:
             rows = [row.get(slot) for row in prepared]
             present[slot] = torch.tensor([row is not None for row in rows], dtype=torch.bool)
             filler = next((row for row in rows if row is not None), None)
@@ -222,7 +222,7 @@ class ConditionerSet(nn.Module):
         """Every null, materialised as ``slot.port`` -> one row: with these a model samples without a plugin's code."""
         out: dict[str, Tensor] = {}
         for slot in self.slots:
-            null = self.examiner(slot).ask(None, canvas, 1, closely=True)
+            null = self.examiner(slot).ask(None, canvas, 1)
             for port in ("tokens", "mask", "vector", "concat"):
                 value = getattr(null, port)
                 if value is not None:

@@ -45,7 +45,9 @@ class Examiner:
         """
         before = _Before(prepared) if closely else None
         given = None if prepared is None else dict(prepared)
-        answer = called(self.who, "null" if prepared is None else "encode", lambda: self.conditioner(given, canvas))
+        answer: Conditioning = called(
+            self.who, "null" if prepared is None else "encode", lambda: self.conditioner(given, canvas)
+        )
         self.check(answer, canvas, rows)
         if before is not None:
             self._check_effects(before, prepared)

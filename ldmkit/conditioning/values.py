@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldmkit.conditioning.conditioner_set import ConditionerSet
 from ldmkit.conditioning.types import Tensors
-from ldmkit.errors import UsageError
+from ldmkit.errors import LdmkitError, UsageError
 
 Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 Prepared = list[dict[str, Tensors | None]]
@@ -81,10 +81,27 @@ def _prepare_all(conditioners: ConditionerSet, given: Sequence[Mapping[str, Any]
             return None
         key = (slot, id(value))
         if isinstance(value, Tensor) or key not in seen:
-            seen[key] = conditioners[slot].from_user(value, size)
+            seen[key] = _from_user(conditioners, slot, value, size)
         return seen[key]
 
     return [{slot: one(slot, row.get(slot)) for slot in conditioners} for row in given]
+
+
+def _from_user(conditioners: ConditionerSet, slot: str, value: Any, size: tuple[int, int]) -> Tensors:
+    try:
+        return conditioners[slot].from_user(value, size)
+    except LdmkitError:
+        raise
+    except (ValueError, TypeError, LookupError, OSError) as error:
+        lines = str(error).strip().splitlines()
+        raise UsageError(
+            f"slot {slot} cannot use {_named(value)}: {type(error).__name__}: {lines[0] if lines else 'no message'}",
+            hint=f"it is read by {conditioners.examiner(slot).who}",
+        ) from error
+
+
+def _named(value: Any) -> str:
+    return f"{value!r:.60}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 
 def _implied(conditioners: ConditionerSet, prepared: Prepared) -> tuple[int, int] | None:

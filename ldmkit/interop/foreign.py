@@ -71,7 +71,7 @@ def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, registry:
     takes = " and ".join(
         text
         for text in (
-            f"tokens ({length}, {tokens})" if tokens else "",
+            f"tokens (up to {length}, {tokens})" if tokens else "",
             f"concat ({stage.channels}, h, w)" if stage.channels else "",
         )
         if text

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports, Tensors
+from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports, Tensors, pad_stack
 from ldmkit.errors import RecipeError, UsageError
 
 NAME = "given"
@@ -19,11 +19,12 @@ class GivenConditioner(Conditioner):
     """What the UNet reads, handed over as it is: no network of its own.
 
     Args:
-        tokens, length: width and number of cross-attention tokens; a value is (length, tokens).
+        tokens, length: width of cross-attention tokens, and the most of them; a value is (1 to length, tokens).
         vector: width of a vector; a value is (vector,).
         concat: channels on the latent grid; a value is (concat, h, w), resized to the grid.
 
-    With several ports a value is a mapping port -> tensor. The null is zeros.
+    With several ports a value is a mapping port -> tensor. The null is zeros, for tokens one of them: attention to any number
+    of equal tokens gives the same.
     """
 
     reads = ("value",)
@@ -52,19 +53,30 @@ class GivenConditioner(Conditioner):
         """A tensor or an array, or a mapping port -> tensor."""
         return self.prepare({"value": value})
 
+    def collate(self, prepared: list[Tensors]) -> Tensors:
+        """Stacked; tokens of unlike number are padded, and masked."""
+        out = {name: torch.stack([row[name] for row in prepared]) for name in self.ports if name != "tokens"}
+        if "tokens" in self.ports:
+            out["tokens"], out["mask"] = pad_stack([row["tokens"] for row in prepared])
+        return out
+
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
         """The tensors; concat on the grid."""
         concat = prepared.get("concat")
         if concat is not None and concat.shape[-2:] != canvas.grid:
             concat = F.interpolate(concat, canvas.grid, mode="bilinear", antialias=True)
         parts = {"tokens": prepared.get("tokens"), "vector": prepared.get("vector"), "concat": concat}
-        return Conditioning(**{port: None if part is None else part.to(canvas.dtype) for port, part in parts.items()})
+        mask = prepared.get("mask")
+        return Conditioning(
+            **{port: None if part is None else part.to(canvas.dtype) for port, part in parts.items()},
+            mask=None if mask is None or bool(mask.all()) else mask,
+        )
 
     def null(self, canvas: Canvas) -> Conditioning:
         """Zeros."""
         emits = self.emits
         return Conditioning(
-            tokens=canvas.zeros(1, emits.length, emits.tokens) if emits.tokens else None,
+            tokens=canvas.zeros(1, 1, emits.tokens) if emits.tokens else None,
             vector=canvas.zeros(1, emits.vector) if emits.vector else None,
             concat=canvas.zeros(1, emits.concat, *canvas.grid) if emits.concat else None,
         )
@@ -72,13 +84,13 @@ class GivenConditioner(Conditioner):
     def _checked(self, port: str, value: Tensor) -> Tensor:
         emits = self.emits
         fits = {
-            "tokens": value.shape == (emits.length, emits.tokens),
+            "tokens": value.ndim == 2 and 0 < value.shape[0] <= emits.length and value.shape[1] == emits.tokens,
             "vector": value.shape == (emits.vector,),
             "concat": value.ndim == 3 and value.shape[0] == emits.concat,
         }
         if not fits[port]:
             wanted = {
-                "tokens": f"({emits.length}, {emits.tokens})",
+                "tokens": f"(1 to {emits.length}, {emits.tokens})",
                 "vector": f"({emits.vector},)",
                 "concat": f"({emits.concat}, h, w)",
             }

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ldmkit.conditioning import StoredNull
 from ldmkit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def write(model: LatentDiffusion, path: Path, raw: Mapping[str, Tensor] | None =
     """The model in a new directory, written aside and renamed, so that no half of it is ever seen."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists already", hint="choose a new directory; nothing was written")
+    left_out = [slot for slot, conditioner in model.conditioners.items() if isinstance(conditioner, StoredNull)]
+    if left_out:
+        raise CheckpointError(
+            f"the model was loaded without {', '.join(left_out)}, and would be saved without",
+            hint="copy the directory it was loaded from",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}-{uuid4().hex[:8]}"
     aside.mkdir()
@@ -91,6 +98,17 @@ def read_weights(path: Path, weights: Literal["ema", "raw"] = "ema") -> dict[str
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{path}: the tensor {name} holds values that are not finite")
     return tensors
+
+
+def read_nulls(path: Path, slot: str) -> dict[str, Tensor]:
+    """The null of a slot as it was saved: port (and ``mask``) -> one row. Raises `CheckpointError` where there is none."""
+    tensors = _read(path / NULLS)
+    found = {name.partition(".")[2]: value for name, value in tensors.items() if name.partition(".")[0] == slot}
+    if not found:
+        raise CheckpointError(
+            f"{path / NULLS} holds no null of slot {slot}", hint="save the model again, with its plugin"
+        )
+    return found
 
 
 def _read(file: Path) -> dict[str, Tensor]:

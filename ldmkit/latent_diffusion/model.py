@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ from ldmkit.autoencoder import Autoencoder, Posterior
 from ldmkit.conditioning import Batch, Canvas, ConditionerSet, Conditioning, Tensors, Values
 from ldmkit.conditioning import values as user_values
 from ldmkit.diffusion import Diffusion
-from ldmkit.errors import UsageError
+from ldmkit.errors import PluginError, UsageError
 from ldmkit.latent_diffusion import files
 from ldmkit.latent_diffusion.parts import Draws, Slot
 from ldmkit.random import generators, normal, sample_generators, uniform
@@ -104,7 +104,7 @@ class LatentDiffusion(nn.Module):
             "autoencoder": self.autoencoder.config,
             "denoiser": self.denoiser.config,
             "diffusion": self.diffusion.config,
-            "conditioners": {slot: vars(self.slots[slot]) for slot in self.conditioners if slot in self.slots},
+            "conditioners": {slot: self.slots[slot].to_json() for slot in self.conditioners if slot in self.slots},
             "dropout": self.conditioners.dropout.to_json(),
             "sampling": self.sampling,
         }
@@ -292,7 +292,7 @@ class LatentDiffusion(nn.Module):
         sources = sample_generators(seed, len(batch))
         drawn = normal(sources, shape)  # drawn in any case, so that a given noise leaves the later draws as they are
         with _evaluating(self):
-            return function(
+            latents = function(
                 self._denoiser(batch, size, defaults["guidance"] if guidance is None else guidance, negative or {}),
                 (drawn if noise is None else noise).to(self.device),
                 self.diffusion.schedule,
@@ -301,6 +301,11 @@ class LatentDiffusion(nn.Module):
                 callback=callback,
                 **{**own, **(options or {})},
             )
+        expected = tuple((drawn if noise is None else noise).shape)
+        if not isinstance(latents, Tensor) or tuple(latents.shape) != expected:
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise PluginError(f"the sampler {named} gave {got}; expected latents of shape {expected}")
+        return latents
 
     def _sampler(self, name: str) -> Sampler:
         if name not in self.samplers:
@@ -318,6 +323,7 @@ class LatentDiffusion(nn.Module):
         merged: dict[frozenset[str], float] = {}
         for kept, weight in weights.items():  # a slot without a value is null in every branch
             merged[kept & present] = merged.get(kept & present, 0.0) + weight
+        self._check_branches(kept for kept, weight in merged.items() if weight)
         branches = {kept: self._branch(batch, canvas, kept, negative) for kept, weight in merged.items() if weight}
         return guiding.guided(self._conditional, branches, {kept: merged[kept] for kept in branches})
 
@@ -343,6 +349,17 @@ class LatentDiffusion(nn.Module):
                 f"no value was given for {names}, and training never showed the model a picture without",
                 hint=f"give one, or train with `dropout: {{{names}: 0.1}}`",
             )
+
+    def _check_branches(self, branches: Iterable[frozenset[str]]) -> None:
+        """What guidance leaves out and what was not given, together, were dropped in training."""
+        for kept in branches:
+            missing = frozenset(self.conditioners) - kept
+            if missing and missing not in self.conditioners.dropout.trained:
+                names = "+".join(slot for slot in self.conditioners if slot in missing)
+                raise UsageError(
+                    f"with the values given, this guidance needs a picture without {names}, which training never showed",
+                    hint=f"give more values, turn guidance off (1), or train with `dropout: {{{names}: 0.1}}`",
+                )
 
     def _user_batch(self, prepared: user_values.Prepared) -> Batch:
         images = torch.zeros(len(prepared), self.autoencoder.image_channels, 1, 1)

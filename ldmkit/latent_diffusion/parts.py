@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from ldmkit.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,32 @@ class Slot:
     options: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def plugin(self) -> str:
+        """Where it is from, in words: ``ldmkit-depth 1.2``, a file, or nothing where that is not known."""
+        version = self.origin.get("version")
+        named = self.origin.get("distribution") or self.origin.get("file") or self.origin.get("entry_point") or ""
+        return f"{named} {version}" if named and version else str(named)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of type, options (those learned from data among them) and fields."""
+        said = {"type": self.type, "options": dict(self.options), "fields": dict(self.fields)}
+        return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """What `config.json` says of the slot."""
+        return {**vars(self), "hash": self.hash}
+
+    @classmethod
+    def read(cls, name: str, described: Mapping[str, Any]) -> Self:
+        """The slot `name` of a `config.json`. Raises `CheckpointError` where its options are not those it was saved with."""
+        slot = cls(**{key: value for key, value in described.items() if key != "hash"})
+        if described.get("hash") not in (None, slot.hash):
+            raise CheckpointError(
+                f"the options of slot {name} are not those the model was trained with: their hash is {slot.hash[:12]}, "
+                f"and {str(described['hash'])[:12]} was saved",
+                hint="what was learned from the data (classes, vocabulary) belongs to the weights: restore config.json",
+            )
+        return slot

@@ -117,6 +117,9 @@ class Recipe(Section):
     def resolved(self, *, redact: bool = True) -> dict[str, Any]:
         """JSON values with every default. `redact` hides secrets."""
         value = self.model_dump(mode="json", by_alias=True, warnings=False)
+        if self.dropout is not None:  # the table says it, and a rate beside it would say it twice
+            for slot in value["conditioners"].values():
+                del slot["dropout"]
         if self.autoencoder.from_ is not None:  # the trained one decides what the recipe leaves open
             value["autoencoder"] = self.autoencoder.model_dump(mode="json", by_alias=True, exclude_unset=True)
             value["autoencoder"].setdefault("type", self.autoencoder.type)

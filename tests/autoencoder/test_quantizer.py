@@ -1,5 +1,8 @@
 """The codebook: exact search, losses and averages against closed forms, and its repairs."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -142,6 +145,40 @@ def test_revival_is_the_same_in_every_run():
         return quantizer.embedding.weight.detach()
 
     torch.testing.assert_close(revived(), revived(), rtol=0, atol=0)
+
+
+def test_a_plain_codebook_can_go_on_with_averages_and_revival():
+    plain, upkept = Quantizer(4, 2), Quantizer(4, 2, ema=0.9, revive=5)
+    upkept(torch.randn(1, 2, 2, 2))
+    upkept.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(upkept.total, plain.embedding.weight.detach())
+    assert upkept.count.tolist() == [1, 1, 1, 1]
+    assert upkept.idle.tolist() == [0, 0, 0, 0]
+
+
+RANK = """
+import sys, torch
+from torch import distributed as dist
+from ldmkit.autoencoder.quantizer import Quantizer
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+torch.manual_seed(0)
+quantizer = Quantizer(16, 2, ema=0.9, revive=2)
+for step in range(3):
+    quantizer(torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(10 * step + rank)))
+torch.save({**quantizer.state_dict()}, f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_codebooks_stay_equal_on_all_ranks(tmp_path):
+    """Each rank sees other latents; averages and revived codes come from all of them."""
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ import ldmkit
 from ldmkit.errors import RecipeError, UsageError
 from ldmkit.interop import import_compvis, load_compvis
 
-REFERENCE = Path(os.environ.get("LDMKIT_REFERENCE") or Path(__file__).parents[2].parent / "shared" / "reference") / "compvis"
+REFERENCE = (
+    Path(os.environ.get("LDMKIT_REFERENCE") or Path(__file__).parents[2].parent / "shared" / "reference") / "compvis"
+)
 pytestmark = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason="the reference checkpoints are not here: set LDMKIT_REFERENCE to the folder with compvis/"
+    not REFERENCE.is_dir(),
+    reason="the reference checkpoints are not here: set LDMKIT_REFERENCE to the folder with compvis/",
 )
 TOLERANCE = 1e-4  # of the expected tensor's standard deviation
 OPTIONS = {"superres": {}, "class": {"null_class": 10}}

@@ -55,7 +55,13 @@ UNETS = {
 NETWORK = {"channels": 16, "blocks": 1, "latent_channels": 4, "groups": 8, "resolution": 32}
 AUTOENCODERS = {
     "kl": {"type": "kl", "downsample": 4, "middle_attention": True},
-    "kl with attention": {"type": "kl", "downsample": 4, "multipliers": (1, 1, 2), "middle_attention": True, "attention": (8,)},
+    "kl with attention": {
+        "type": "kl",
+        "downsample": 4,
+        "multipliers": (1, 1, 2),
+        "middle_attention": True,
+        "attention": (8,),
+    },
     "kl, attention at two levels": {"type": "kl", "downsample": 2, "middle_attention": False, "attention": (32, 16)},
     "vq": {"type": "vq", "downsample": 8, "multipliers": (1, 1, 2, 2), "middle_attention": True, "codebook": 32},
     "vq without attention": {"type": "vq", "downsample": 2, "codebook": 32},
@@ -187,7 +193,9 @@ def test_unets_of_diffusers_are_read(name):
 
 @torch.no_grad()
 def test_attention_of_older_folders_is_read():
-    theirs = randomised(diffusers.VQModel(block_out_channels=(16,), norm_num_groups=8, num_vq_embeddings=16, vq_embed_dim=3))
+    theirs = randomised(
+        diffusers.VQModel(block_out_channels=(16,), norm_num_groups=8, num_vq_embeddings=16, vq_embed_dim=3)
+    )
     options, _, _ = configs.autoencoder_from({**theirs.config, "_class_name": "VQModel"})
     ours = autoencoders.make(**options).eval()
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -236,7 +244,9 @@ def test_a_scale_per_channel_is_refused(tmp_path):
         write_autoencoder(model, tmp_path)
 
 
-@pytest.mark.parametrize("option", [{"time_embedding_type": "fourier"}, {"mid_block_scale_factor": 2.0}, {"norm_eps": 1e-6}])
+@pytest.mark.parametrize(
+    "option", [{"time_embedding_type": "fourier"}, {"mid_block_scale_factor": 2.0}, {"norm_eps": 1e-6}]
+)
 def test_unets_that_ldmkit_does_not_have_are_refused(option):
     config = {**THEIR_UNETS["UNet2DModel, one head"], "_class_name": "UNet2DModel", **option}
     with pytest.raises(CheckpointError, match=next(iter(option))):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 import ldmkit
-from ldmkit import build as building
 from ldmkit import plugins
 from ldmkit.build import _assemble
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports
@@ -113,7 +114,7 @@ def test_a_new_condition_starts_without_effect(registry, tmp_path, port):
 def test_a_new_condition_by_tokens_starts_without_effect(registry, tmp_path, monkeypatch):
     source = made(registry)
     source.save(tmp_path / "source")
-    monkeypatch.setattr(building, "UNet", BesideUNet)
+    monkeypatch.setattr(sys.modules["ldmkit.build"], "UNet", BesideUNet)
     model = made(registry, new={"tokens": 6})
     monkeypatch.undo()
     initialise(model, tmp_path / "source", registry=registry)

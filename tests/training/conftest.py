@@ -89,12 +89,13 @@ def make_losses(**options: Any) -> AutoencoderLoss:
     return make_loss(3, **{"perceptual": None, "adversarial": game, "kl": 1e-3, **options})
 
 
-def settings(**changes: Any) -> Any:
-    from ldmkit.recipe import Train
+def settings(*, autoencoder: bool = False, **changes: Any) -> Any:
+    from ldmkit.recipe import AutoencoderTrain, Train
 
     base = {"steps": 6, "batch": 8, "lr": 1e-2, "ema": 0.99, "warmup": 2, "decay": "cosine"}
     cadence = {"log_every": 2, "checkpoint_every": 2, "validate_every": 3, "sample_every": 100}
-    return Train(**{**base, **cadence, **changes})
+    kind = AutoencoderTrain if autoencoder else Train
+    return kind(**{**base, **cadence, **changes})
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def autoencoder(toy: SimpleNamespace, folder: Path, *, kind: str, stop: Stop | N
         toy.losses(learn_logvar=True),
         toy.data(),
         toy.data(),
-        settings=toy.settings(betas=(0.5, 0.9), log_every=1),
+        settings=toy.settings(autoencoder=True, crop=12, log_every=1),
         seed=5,
         checkpoints=Checkpoints(folder / "autoencoder"),
         log=Log(folder, observer=observer),

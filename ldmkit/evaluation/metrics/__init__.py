@@ -9,6 +9,7 @@ from ldmkit.evaluation.metrics.perceptual import LPIPS
 from ldmkit.evaluation.metrics.reconstruction import Reconstruction
 from ldmkit.evaluation.metrics.similarity import PSNR, SSIM
 from ldmkit.evaluation.metrics.spectrum import Spectrum
+from ldmkit.evaluation.metrics.subsets import Subsets
 
 __all__ = [
     "LPIPS",
@@ -21,4 +22,5 @@ __all__ = [
     "Nearest",
     "Reconstruction",
     "Spectrum",
+    "Subsets",
 ]

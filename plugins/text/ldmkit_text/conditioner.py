@@ -13,7 +13,15 @@ from torch import Generator, Tensor
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
 from ldmkit.errors import DataError, LdmkitError, RecipeError, UsageError
 from ldmkit_text.pretrained import PretrainedEncoder, check_length, read_architecture
-from ldmkit_text.tokenizer import clean, cut_off, fit_tokenizer, load_tokenizer, read_tokenizer, unknown_words
+from ldmkit_text.tokenizer import (
+    as_written,
+    clean,
+    cut_off,
+    fit_tokenizer,
+    load_tokenizer,
+    read_tokenizer,
+    unknown_words,
+)
 from ldmkit_text.transformer import TextTransformer
 
 
@@ -149,7 +157,7 @@ class TextConditioner(Conditioner):
         ids = prepared["ids"][prepared["mask"]].tolist()
         if self.vocabulary is None:
             return " ".join(map(str, ids))
-        return str(load_tokenizer(self.vocabulary).decode(ids)).strip()
+        return as_written(ids, load_tokenizer(self.vocabulary))
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 PAD, START, END, UNKNOWN = SPECIAL = ("[PAD]", "[START]", "[END]", "[UNK]")
 MOST_WORDS = 4096  # up to so many different words each is a token of its own; beyond, byte pairs
 BYTE_PAIRS = 8192
+CLOSING = re.compile(r"\s+([,.;:!?%)\]}]+)")  # punctuation that stands at the end of a word
 
 
 def fit_tokenizer(captions: Iterable[str], length: int) -> str:
@@ -91,6 +93,12 @@ def load_tokenizer(text: str) -> Tokenizer:
 def clean(text: str) -> str:
     """Text that any tokenizer can take: half a surrogate pair (a broken emoji) becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def as_written(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Token ids as text. Words of a tokenizer fitted here are joined by spaces, which people do not set before a comma."""
+    text = str(tokenizer.decode(list(ids))).strip()
+    return text if tokenizer.decoder is not None else CLOSING.sub(r"\1", text)
 
 
 def cut_off(text: str, encoding: Encoding) -> str:

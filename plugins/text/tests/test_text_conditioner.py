@@ -240,6 +240,10 @@ def test_a_transformers_tokenizer_from_a_directory(tmp_path):
 def test_previews_show_what_the_model_reads():
     conditioner = small()
     assert conditioner.preview(conditioner.from_user("A Blue  SQUARE", (64, 64))) == "a blue square"
+    learned = TextConditioner.fit({"length": 16}, [{"caption": "a green square, a purple circle (small) on sand!"}])
+    listed = TextConditioner(length=16, width=16, depth=1, heads=1, **learned)
+    text = "a green square, a purple circle (small) on sand!"
+    assert listed.preview(listed.from_user(text, (64, 64))) == "a green square, a purple circle ( small) on sand!"
 
 
 def test_a_cut_prompt_is_told():
