@@ -330,7 +330,7 @@ def load(
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Inside, `nn.init` does nothing: on meta there is nothing to fill, and trying to imports the compiler, which takes seconds."""
+    """Inside, `nn.init` does nothing: on meta there is nothing to fill, and trying imports the compiler, for seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
@@ -405,7 +405,7 @@ def _reset_meta_buffers(
     model: LatentDiffusion,
     config: Mapping[str, Any],
     registry: Registry,
-    nulls: Mapping[str, Mapping[str, torch.Tensor]],
+    nulls: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> None:
     """Buffers that are not saved were made on meta: taken from a model built on the CPU, where there are any."""
     if not any(buffer.is_meta for buffer in model.buffers()):

@@ -11,7 +11,6 @@ from ldmkit.autoencoder.config import NetworkConfig, NetworkOptions
 from ldmkit.autoencoder.networks import Decoder, Encoder
 from ldmkit.autoencoder.posterior import Posterior, Reconstruction
 
-
 START_LOGVAR = -6.0
 
 
@@ -34,7 +33,7 @@ class KLAutoencoder(Autoencoder):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * width, 2 * width, 1)
         # The posterior starts narrow: at a log-variance of 0 its noise drowns the means for the first hundreds of steps.
-        nn.init.constant_(self.quant_conv.bias[width:], START_LOGVAR)
+        nn.init.constant_(self.quant_conv.get_parameter("bias")[width:], START_LOGVAR)
         self.post_quant_conv = nn.Conv2d(width, width, 1)
 
     @property

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import click
 
-VERBS = ("run", "sample", "evaluate", "report", "plan", "recipe", "plugins", "doctor")
+VERBS = ("run", "sample", "evaluate", "report", "plan", "recipe", "plugins", "doctor", "import", "export")
 
 FIRST_SCREEN = """\
 ldmkit {version}: latent diffusion in which every conditioning modality is a plugin
@@ -38,7 +38,7 @@ class Verbs(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"ldmkit.cli.{name}").command
+        command: click.Command = importlib.import_module(f"ldmkit.cli.{name}{'_' * (name == 'import')}").command
         return command
 
     def resolve_command(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,9 +11,16 @@ from torch import Tensor
 
 from ldmkit import autoencoder as autoencoders
 from ldmkit.autoencoder import Autoencoder
-from ldmkit.build import _assemble, _reset_meta_buffers
+from ldmkit.build import _assemble, _reset_meta_buffers, _Uninitialised
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Networks made inside have shapes and no numbers."""
+    with torch.device("meta"), _Uninitialised():
+        yield
 
 
 def assemble(config: Mapping[str, Any], tensors: Mapping[str, Tensor], registry: Registry) -> LatentDiffusion:
@@ -20,7 +28,7 @@ def assemble(config: Mapping[str, Any], tensors: Mapping[str, Tensor], registry:
 
     What `tensors` lacks keeps fresh weights. Tensors are copied: a checkpoint's may be the file itself.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = _assemble(config, registry)
     state = {name: value.clone() for name, value in tensors.items()}
     if any(name not in state for name in model.state_dict()):

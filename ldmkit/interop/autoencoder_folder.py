@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from ldmkit import autoencoder as autoencoders
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import CheckpointError
+from ldmkit.interop.assembling import on_meta
 from ldmkit.interop.folders import new_folder, write_json, write_tensors
 from ldmkit.latent_diffusion import read_config, read_weights
 
@@ -34,7 +33,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     config = read_config(path)
     if "autoencoder" not in config:
         raise CheckpointError(f"there is no autoencoder in {folder}")
-    with torch.device("meta"):
+    with on_meta():
         model = autoencoders.make(**config["autoencoder"])
     state = {name.removeprefix(PREFIX): v for name, v in read_weights(path).items() if name.startswith(PREFIX)}
     try:

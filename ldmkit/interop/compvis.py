@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldmkit import autoencoder as autoencoders
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import UsageError
 from ldmkit.interop import compvis_config as original
 from ldmkit.interop import foreign
-from ldmkit.interop.assembling import finish_autoencoder
+from ldmkit.interop.assembling import finish_autoencoder, on_meta
 from ldmkit.interop.compvis_reader import EMA, Imported, Reader, Weights, flat, own, with_leftovers
 from ldmkit.interop.reading import check_finite, read_tensors
 from ldmkit.interop.report import KeyReport, match
@@ -103,7 +101,7 @@ def import_compvis_autoencoder(
     if not original.is_autoencoder(target):
         raise UsageError(f"{target.short} is no autoencoder", hint="use load_compvis")
     found = read_tensors(checkpoint)
-    with torch.device("meta"):
+    with on_meta():
         model = autoencoders.make(**original.autoencoder(target))
     expected = own(model.state_dict())
     averaged = weights == "ema" and any(name.startswith(EMA + "encoder") for name in found)

@@ -14,7 +14,7 @@ from ldmkit.conditioning import ForeignStage
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import compvis_config as original
 from ldmkit.interop import foreign, given, released
-from ldmkit.interop.assembling import assemble, latent_buffers
+from ldmkit.interop.assembling import assemble, latent_buffers, on_meta
 from ldmkit.interop.compvis_config import Target
 from ldmkit.interop.reading import check_finite
 from ldmkit.interop.report import KeyReport, match
@@ -96,7 +96,7 @@ class Reader:
         """1 for the released models whose YAML is wrong about it."""
         if network.params.get("num_head_channels", -1) == -1 or not network.params.get("use_spatial_transformer"):
             return None
-        with torch.device("meta"):
+        with on_meta():
             count = sum(p.numel() for p in UNet(**original.denoiser(network)).parameters())
         if (known := released.wrong_heads(network.params, count)) is None:
             return None
@@ -186,7 +186,7 @@ class Reader:
     def _collect(
         self, config: Mapping[str, Any], condition: foreign.Found | None, weights: Weights
     ) -> tuple[dict[str, Tensor], KeyReport]:
-        with torch.device("meta"):
+        with on_meta():
             autoencoder = autoencoders.make(**config["autoencoder"])
             unet = UNet(**config["denoiser"])
         if weights == "ema" and not self._averaged:
@@ -209,14 +209,14 @@ class Reader:
 
     def _raw(self, denoiser: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """The denoiser as the optimizer left it, where the checkpoint has it whole."""
-        with torch.device("meta"):
+        with on_meta():
             expected = UNet(**denoiser).state_dict()
         taken, report = match(expected, {name: UNET + name for name in expected}, self.tensors)
         return {f"denoiser.{name}": value for name, value in taken.items()} if report.complete else None
 
     def _other_names(self, denoiser: Mapping[str, Any]) -> set[str]:
         """What the UNet's weights are called of both kinds, and the conditioning stage's, which its conditioner judged."""
-        with torch.device("meta"):
+        with on_meta():
             names = UNet(**denoiser).state_dict()
         known = {UNET + name for name in names} | {flat(f"diffusion_model.{name}") for name in names}
         return known | {name for name in self.tensors if name.startswith(COND)}

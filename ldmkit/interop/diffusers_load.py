@@ -16,7 +16,7 @@ from ldmkit.errors import CheckpointError
 from ldmkit.interop import diffusers_config as configs
 from ldmkit.interop import diffusers_keys as keys
 from ldmkit.interop import foreign, text_stages
-from ldmkit.interop.assembling import assemble, latent_buffers
+from ldmkit.interop.assembling import assemble, latent_buffers, on_meta
 from ldmkit.interop.compvis_reader import NULL_RATE, Imported
 from ldmkit.interop.folders import read_json
 from ldmkit.interop.reading import check_finite, read_tensors
@@ -164,7 +164,7 @@ class _Folder:
     def _tensors(
         self, config: Mapping[str, Any], unet: Component, first: Component, scale: float, shift: float
     ) -> tuple[dict[str, Tensor], KeyReport]:
-        with torch.device("meta"):
+        with on_meta():
             denoiser = UNet(**config["denoiser"])
             autoencoder = autoencoders.make(**config["autoencoder"])
         kept = {name: value for name, value in autoencoder.state_dict().items() if not name.startswith("latent_")}

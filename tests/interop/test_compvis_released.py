@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from ldmkit import autoencoder as autoencoders
 from ldmkit import diffusion, plugins
 from ldmkit.errors import CheckpointError
 from ldmkit.interop import compvis_config as original
+from ldmkit.interop.assembling import on_meta
 from ldmkit.interop.compvis_config import Target
 from ldmkit.interop.compvis_reader import Reader, flat
 from ldmkit.nn.levels import resolve_levels
@@ -29,7 +29,7 @@ def test_autoencoders(name):
     released = RELEASED["autoencoders"][name]
     target = original.read(released)
     assert original.is_autoencoder(target)
-    with torch.device("meta"):
+    with on_meta():
         ours = autoencoders.make(**original.autoencoder(target))
         papers = autoencoders.paper(name)
     assert parameters(ours) == released["parameters"]
@@ -47,7 +47,7 @@ def test_models(name):
     network = Target.of(params["unet_config"], "unet_config")
     reader = Reader(original.read(released), {}, name, plugins.load(only=()))
     heads = reader._true_heads(network)
-    with torch.device("meta"):
+    with on_meta():
         unet = UNet(**original.denoiser(network, heads))
         first_stage = autoencoders.make(**original.autoencoder(Target.of(params["first_stage_config"], "first_stage")))
     assert parameters(unet) == released["parameters"]
@@ -61,7 +61,7 @@ def test_models(name):
 @pytest.mark.parametrize("name", RELEASED["models"])
 def test_names_of_averages_do_not_collide(name):
     network = Target.of(original.read(RELEASED["models"][name]).params["unet_config"], "unet_config")
-    with torch.device("meta"):
+    with on_meta():
         names = list(UNet(**original.denoiser(network)).state_dict())
     assert len({flat(f"diffusion_model.{name}") for name in names}) == len(names)
     assert flat("diffusion_model.input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"

@@ -236,6 +236,9 @@ def test_saving_never_overwrites(model, tmp_path):
 def test_a_damaged_model_is_refused_with_the_cause(model, tmp_path, spoil, message):
     folder = model.save(tmp_path / "m")
     spoil(folder)
+
+    def read():
+        return read_config(folder), read_weights(folder)
+
     with pytest.raises(CheckpointError, match=f"(?s){message}"):
-        read_config(folder)
-        read_weights(folder)
+        read()

@@ -22,7 +22,7 @@ diffusion guidance samplers
 latent_diffusion
 data
 messages options hookspecs registry registration builtins plugins recipe
-build interop testing planning
+build initialise interop testing planning
 training evaluation
 previews rundir stages run verify
 cli
