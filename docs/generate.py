@@ -10,9 +10,10 @@ from ldmkit.recipe import Recipe
 PLACE = Path(__file__).parent / "reference" / "recipes.md"
 HEAD = """# Recipes
 
-A recipe is a YAML file (YAML 1.2 scalars, no duplicate keys, no tags). `ldmkit recipe check FILE` validates one, `ldmkit recipe show FILE`
-prints it with every default, `ldmkit recipe schema` gives this page as a JSON schema. `extends: other.yaml` builds on another recipe,
-`--set a.b=c` changes a key. Sections with a `type` also take the options of what the type names: `ldmkit plugins show NAME` lists them.
+A recipe is a YAML file (YAML 1.2 scalars, no duplicate keys, no tags). `ldmkit recipe check FILE` validates one,
+`ldmkit recipe show FILE` prints it with every default, `ldmkit recipe schema` gives this page as a JSON schema.
+`extends: other.yaml` builds on another recipe, `--set a.b=c` changes a key. Sections with a `type` also take the options of
+what the type names: `ldmkit plugins show NAME` lists them.
 
 This page is generated from the models by `docs/generate.py`.
 """

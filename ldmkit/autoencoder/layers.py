@@ -83,8 +83,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
         h = self.norm(x)
-        # (b, c, h, w) -> (b, 1 head, h w, c)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        # (b, c, h, w) -> (b, 1 head, h w, c), contiguous: otherwise torch forms the whole (h w, h w) matrix.
+        q, k, v = (layer(h).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for layer in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 

@@ -133,6 +133,7 @@ class _Folder:
         if found is None:
             length = int(stage.params.get("max_length", 77))
             found = foreign.stand_in(stage, tokens=tokens, length=length, registry=self.registry)
+        _check_architecture(stage.params.get("architecture", {}), found)
         self.notes.extend(found.notes)
         return found
 
@@ -173,6 +174,27 @@ class _Folder:
         moved = torch.full((autoencoder.latent_channels,), shift)
         buffers = latent_buffers(autoencoder, scale, moved)
         return {**found, **second, **{f"autoencoder.{n}": v for n, v in buffers.items()}}, report + other
+
+
+# Of a text encoder: no tensor's shape tells them, and other values are other numbers. Value: what a file without it means.
+UNSEEN: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 12}
+UNSEEN_LDM_BERT: dict[str, Any] = {"head_dim": 64, "activation_function": "gelu", "scale_embedding": False}
+
+
+def _check_architecture(wanted: Mapping[str, Any], found: foreign.Found) -> None:
+    """That the conditioner built the text encoder which the folder describes."""
+    if wanted.get("model_type") == "ldmbert":
+        got, unseen = UNSEEN_LDM_BERT, UNSEEN_LDM_BERT
+    else:
+        values = found.slot.options.values()
+        got = next((dict(value) for value in values if isinstance(value, Mapping) and "hidden_size" in value), {})
+        unseen = UNSEEN if got else {}
+    for name, default in unseen.items():
+        if (theirs := wanted.get(name, default)) != (ours := got.get(name, default)):
+            raise CheckpointError(
+                f"the text encoder has {name} {theirs!r}, and {found.slot.type} reads it with {ours!r}",
+                hint="a newer version of the plugin may know this encoder",
+            )
 
 
 def _read(

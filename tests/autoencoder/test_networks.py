@@ -186,3 +186,15 @@ def test_upsampling_is_nearest_neighbour_and_convolution(shape):
     inputs = [x, layer.conv.weight, layer.conv.bias]
     found, wanted = (torch.autograd.grad(y, inputs, gradient) for y in (layer(x), expected))
     torch.testing.assert_close(found, wanted)
+
+
+def test_attention_never_forms_the_whole_matrix():
+    from torch.profiler import profile
+
+    from ldmkit.autoencoder.layers import Attention
+
+    with torch.no_grad(), profile() as record:
+        Attention(8)(torch.randn(1, 8, 6, 6))
+    names = {event.key for event in record.key_averages()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+    assert "aten::_scaled_dot_product_attention_math" not in names

@@ -302,6 +302,7 @@ def test_a_narrow_code_page_and_a_closed_pipe_are_no_reason_to_fail(here):
 
 def test_ctrl_c_while_something_is_imported_is_quiet(here):
     code = "import ldmkit.cli, ldmkit.plugins, os, signal\ndef slow(**_): os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits it ignored
     code += "ldmkit.plugins.load = slow\nldmkit.cli.main(['plugins', 'list'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (130, "interrupted\n")
