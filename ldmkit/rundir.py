@@ -131,13 +131,19 @@ class RunDirectory:
         """Replaces the resolved recipe."""
         _replace(self.path / RECIPE, text)
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was trained here. Until then a recipe may still be mended, its path to the data say."""
+        folder = self.path / "checkpoints"
+        return folder.is_dir() and any(folder.iterdir())
+
     def check(self, resolved: Mapping[str, Any]) -> list[Difference]:
         """What differs from the recipe the run was started with; all of it is allowed.
 
         Raises:
             RecipeError: the model or the data changed; the keys and the ways out are named.
         """
-        before = self.recipe()
+        before = self.recipe() if self.begun else None
         found = differences(_without_learned(before, resolved), resolved) if before is not None else []
         if refused := [d for d in found if not d.allowed]:
             listed = "\n".join(f"    {difference}" for difference in refused)

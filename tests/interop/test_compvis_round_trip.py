@@ -17,6 +17,8 @@ from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import import_compvis, load_compvis, load_compvis_autoencoder
 from ldmkit.interop.autoencoder_folder import load_autoencoder
 from ldmkit.interop.compvis_save import compvis_of, save_compvis
+from ldmkit.interop.given import GivenConditioner
+from ldmkit.testing import check_conditioner
 
 KL = {"type": "kl", "downsample": 4, "multipliers": [1, 1, 1], "channels": 32, "blocks": 1, "latent_channels": 3}
 VQ = {**KL, "type": "vq", "codebook": 16, "middle_attention": True}
@@ -178,6 +180,14 @@ def test_a_modality_without_a_plugin_leaves_the_core_and_says_what_is_missing(re
     images = found.model.sample({slot: tokens[None]}, steps=2, output="latent")
     whole = load((config, tensors), tmp_path, registry).model
     assert torch.equal(images, whole.sample({"class": 3}, steps=2, output="latent"))
+
+
+@pytest.mark.parametrize("ports", [{"tokens": 6, "length": 4}, {"vector": 5, "concat": 2}])
+def test_the_stand_in_keeps_the_contract_of_conditioners(ports):
+    made = {"tokens": torch.randn(3, 6), "vector": torch.randn(5), "concat": torch.randn(2, 8, 8)}
+    value = {port: made[port] for port in ("tokens", "vector", "concat") if port in ports}
+    sample = {"image": torch.zeros(3, 64, 64), "value": value if len(value) > 1 else next(iter(value.values()))}
+    check_conditioner(GivenConditioner(**ports), sample)
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])

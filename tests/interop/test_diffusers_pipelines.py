@@ -33,7 +33,7 @@ VQ = {
 KL = {"type": "kl", "downsample": 8, "multipliers": [1, 1, 2, 2], "channels": 16, "blocks": 1, "latent_channels": 4}
 CLIP = {
     "model_type": "clip_text_model",
-    "vocab_size": 64,
+    "vocab_size": 160,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -44,7 +44,7 @@ CLIP = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-WORDS = ["a photograph of a cat", "two dogs"]
+WORDS = ["a photograph of a cat", " ".join(f"word{i}" for i in range(120))]
 TEXT = {"length": 77}
 SLOTS = {
     "LDMPipeline": {},

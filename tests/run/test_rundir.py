@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ldmkit.errors import ResourceError
+from ldmkit.errors import RecipeError, ResourceError
 from ldmkit.rundir import Difference, RunDirectory, differences, learned, read_status
 
 HOLD = """
@@ -128,3 +128,12 @@ def test_what_was_learned_from_the_data_is_kept() -> None:
 def test_no_torch() -> None:
     code = "import sys, ldmkit.rundir, ldmkit.run, ldmkit.verify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_recipe_may_be_mended_until_something_is_trained(tmp_path):
+    with RunDirectory(tmp_path / "run") as directory:
+        directory.write_recipe("data: {type: folder, path: /wrong}\n")
+        assert directory.check({"data": {"type": "folder", "path": "/right"}}) == []
+        (directory.path / "checkpoints" / "autoencoder").mkdir(parents=True)
+        with pytest.raises(RecipeError, match="data.path"):
+            directory.check({"data": {"type": "folder", "path": "/right"}})
