@@ -256,7 +256,7 @@ class Stages:
         left = second.trainable(model)
         groups = []
         for name, slot in self.recipe.conditioners.items():
-            prefix = f"conditioners.conditioners.{name}."
+            prefix = f"conditioners.{name}."
             own = {key: left.pop(key) for key in list(left) if key.startswith(prefix)}
             starts = 0 if isinstance(slot.freeze, bool) else slot.freeze
             groups.append(Group(own, lr=slot.lr, weight_decay=slot.weight_decay, starts=starts))

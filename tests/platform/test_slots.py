@@ -194,7 +194,7 @@ def test_the_joint_recipe_steps(joint):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert {name: float(value) for name, value in parts.items() if name != "loss"} == {f"present/{s}": 1.0 for s in ALL}
     for slot, conditioner in model.conditioners.items():

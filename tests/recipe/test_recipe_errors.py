@@ -34,7 +34,7 @@ def test_all_errors_at_once_in_the_order_of_the_file(errors):
         [
             'recipe.yaml:1:32: data.crop: must be one of center, random, got "middle"',
             "recipe.yaml:4:3: autoencoder.downsample: must be one of 1, 2, 4, 8, 16, 32, got 5",
-            f"recipe.yaml:5:23: autoencoder.train.lrr: unknown key; did you mean 'lr'?; allowed: {TRAIN_KEYS}",
+            f"recipe.yaml:5:23: autoencoder.train.lrr: unknown key; did you mean 'lr'?; allowed: {TRAIN_KEYS}, crop",
             "recipe.yaml:7:3: train.steps: expected a whole number, got 1000.0 (write 1000)",
             'recipe.yaml:8:3: train.batch: expected a whole number, got "yes"',
             "recipe.yaml:9:3: train.lr: expected a finite number, got NaN",
