@@ -140,7 +140,7 @@ class Reader:
 
     def _check_widths(self, found: foreign.Found, tokens: int, added: int) -> None:
         emits = found.conditioner.emits
-        if emits.tokens not in (0, tokens) or emits.concat not in (0, added) or (not emits.tokens and tokens):
+        if (emits.tokens, emits.concat) != (tokens, added):
             raise CheckpointError(
                 f"the UNet reads tokens of width {tokens} and {added} channels beside the latent; the conditioning stage "
                 f"gives {emits.tokens} and {emits.concat}",

@@ -57,7 +57,9 @@ class GivenConditioner(Conditioner):
         """Stacked; tokens of unlike number are padded, and masked."""
         out = {name: torch.stack([row[name] for row in prepared]) for name in self.ports if name != "tokens"}
         if "tokens" in self.ports:
-            out["tokens"], out["mask"] = pad_stack([row["tokens"] for row in prepared])
+            out["tokens"], mask = pad_stack([row["tokens"] for row in prepared])
+            if not bool(mask.all()):  # rows of one length need none
+                out["mask"] = mask
         return out
 
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
@@ -66,10 +68,9 @@ class GivenConditioner(Conditioner):
         if concat is not None and concat.shape[-2:] != canvas.grid:
             concat = F.interpolate(concat, canvas.grid, mode="bilinear", antialias=True)
         parts = {"tokens": prepared.get("tokens"), "vector": prepared.get("vector"), "concat": concat}
-        mask = prepared.get("mask")
         return Conditioning(
             **{port: None if part is None else part.to(canvas.dtype) for port, part in parts.items()},
-            mask=None if mask is None or bool(mask.all()) else mask,
+            mask=prepared.get("mask"),
         )
 
     def null(self, canvas: Canvas) -> Conditioning:
