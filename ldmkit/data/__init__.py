@@ -1,12 +1,14 @@
 """Data: the sample contract, the sources that come with ldmkit, and how samples become batches."""
 
 from ldmkit.data.dataset import Dataset
-from ldmkit.data.loading import batches, slot_fields
-from ldmkit.data.order import Order
+from ldmkit.data.examples import slot_fields
+from ldmkit.data.loading import batches
+from ldmkit.data.order import AnyOrder, Order
 from ldmkit.data.sample import BadSampleError, Field, Info, MissingFieldError, Problem, Sample
-from ldmkit.data.source import Judge, Source, ViewOptions
+from ldmkit.data.source import Judge, Shards, Source, ViewOptions
 
 __all__ = [
+    "AnyOrder",
     "BadSampleError",
     "Dataset",
     "Field",
@@ -16,6 +18,7 @@ __all__ = [
     "Order",
     "Problem",
     "Sample",
+    "Shards",
     "Source",
     "ViewOptions",
     "batches",

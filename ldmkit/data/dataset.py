@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ldmkit.data.images import to_ids, to_rgb8, to_tensor
+from ldmkit.data import buckets as shapes
+from ldmkit.data.cutting import Cut, Cutting, loose
+from ldmkit.data.order import AnyOrder, BucketOrder, Order
 from ldmkit.data.sample import BadSampleError, Field, Problem, Sample
-from ldmkit.data.source import Crop, Source
-from ldmkit.data.view import Size, View, draw_view, sizes_differ
+from ldmkit.data.source import Crop, Resample, Shards, Source
+from ldmkit.data.view import Size
 from ldmkit.errors import DataError
-from ldmkit.random import generator
 
 
 class Dataset:
@@ -29,6 +29,9 @@ class Dataset:
         views: how many views each picture has; item i is view i % views of picture i // views, the same in every epoch, so that
             latents can be cached. None: a fresh view in every epoch.
         zoom: (low, high), picture pixels per view pixel, log-uniform; None: the largest window that fits.
+        portion: (low, high), the window's shorter side as a portion of the largest's, uniform; instead of `zoom`.
+        resample: how a window is brought to its size: antialiased "bicubic", or "area", the mean over what a pixel covers.
+        buckets: sizes (h, w) to be cut to instead of `size`: each picture to the nearest in aspect ratio. None: all to `size`.
         seed: of the views.
         aligned: fields that lie pixel on pixel with the image, besides all maps and boxes.
 
@@ -45,21 +48,27 @@ class Dataset:
         flip: bool = False,
         views: int | None = 1,
         zoom: tuple[float, float] | None = None,
+        portion: tuple[float, float] | None = None,
+        resample: Resample = "bicubic",
+        buckets: Sequence[Size] | None = None,
         seed: int = 0,
         aligned: frozenset[str] = frozenset(),
     ) -> None:
         self.source, self.info = source, source.info()
         self.size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.channels = self.info.channels if channels is None else channels
-        self.crop, self.flip, self.views, self.zoom = crop, flip, views, zoom
-        self.seed = seed
-        self.substituted: list[Problem] = []
+        self.cutting = Cutting(self.channels, crop, flip, zoom, portion, resample)
+        self.views, self.seed = views, seed
+        self.buckets: tuple[Size, ...] = () if buckets is None else shapes.check(buckets)
+        self.substituted: dict[Problem, None] = {}  # in the order found
+        self.listener: Callable[[Problem], None] | None = None  # told of every new problem
         self._check()
         kinds = {name: field.kind for name, field in self.info.fields.items()}
         self._read = aligned  # what will be read for certain; a map that nobody asks for stays on the disk
         self.aligned = aligned | {name for name, kind in kinds.items() if kind in ("map", "boxes")}
 
     def _check(self) -> None:
+        cutting = self.cutting
         if self.info.count == 0:
             raise DataError("the source has not a single sample")
         if self.channels not in (1, 3):
@@ -68,15 +77,29 @@ class Dataset:
             raise DataError(f"size is {self.size[0]} x {self.size[1]}; both sides must be at least 1 pixel")
         if self.views is not None and self.views < 1:
             raise DataError(f"views is {self.views}; it must be at least 1, or null for a fresh view in every epoch")
-        if self.zoom is not None and not 0 < self.zoom[0] <= self.zoom[1]:
-            raise DataError(f"zoom is {list(self.zoom)}; it is [low, high] with 0 < low <= high")
-        if self.crop not in ("center", "random"):
-            raise DataError(f"crop is {self.crop!r}; it is center or random")
+        if cutting.zoom is not None and not 0 < cutting.zoom[0] <= cutting.zoom[1]:
+            raise DataError(f"zoom is {list(cutting.zoom)}; it is [low, high] with 0 < low <= high")
+        if cutting.portion is not None and not 0 < cutting.portion[0] <= cutting.portion[1] <= 1:
+            raise DataError(f"portion is {list(cutting.portion)}; it is [low, high] with 0 < low <= high <= 1")
+        if cutting.zoom is not None and cutting.portion is not None:
+            raise DataError("zoom and portion both say how large the window is", hint="leave one of them out (null)")
+        if cutting.crop not in ("center", "random"):
+            raise DataError(f"crop is {cutting.crop!r}; it is center or random")
+        if cutting.resample not in ("bicubic", "area"):
+            raise DataError(f"resample is {cutting.resample!r}; it is bicubic or area")
+        if self.buckets and self.info.count is None:
+            raise DataError("an endless source cannot be sorted into buckets", hint="leave data.buckets out")
 
     @property
     def finite(self) -> bool:
         """Whether every epoch shows the same views of the same pictures, so that what is computed from them can be kept."""
         return self.count is not None and self.views is not None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the seed decides what is seen of a picture."""
+        cutting = self.cutting
+        return cutting.flip or cutting.crop == "random" or cutting.zoom is not None or cutting.portion is not None
 
     @property
     def count(self) -> int | None:
@@ -93,35 +116,86 @@ class Dataset:
         """What was passed over, by the source and while reading."""
         return [*self.source.problems, *self.substituted]
 
+    # sizes and order
+
+    @cached_property
+    def _bucket_of(self) -> NDArray[np.int64]:
+        """The bucket of each picture."""
+        sizes = self.source.sizes()
+        if sizes is None:
+            raise DataError(
+                f"data.buckets needs the shape of every picture before any is read, and {type(self.source).__name__} "
+                "does not know it",
+                hint="leave data.buckets out, or use a source that knows (folder, huggingface, webdataset)",
+            )
+        return shapes.assign(sizes, self.buckets)
+
+    def size_of(self, item: int) -> Size:
+        """(h, w) that an item is cut to."""
+        return self.buckets[self._bucket_of[item // (self.views or 1)]] if self.buckets else self.size
+
+    def groups(self) -> list[list[int]]:
+        """The items in groups of one size, each in ascending order; empty groups are left out."""
+        if not self.buckets:
+            return [list(range(len(self)))]
+        views = self.views or 1
+        own = [np.flatnonzero(self._bucket_of == bucket) for bucket in range(len(self.buckets))]
+        return [(rows[:, None] * views + np.arange(views)).ravel().tolist() for rows in own if len(rows)]
+
+    def order(self, seed: int, batch: int) -> AnyOrder:
+        """The order in which a run with this seed sees the items; with buckets, in batches of `batch`."""
+        if self.buckets:
+            return BucketOrder(seed, self.groups(), batch)
+        shards = self.source.shards()
+        if shards is not None and self.views not in (None, 1):
+            shards = Shards(tuple(n * self.views for n in shards.sizes), shards.together)
+        return Order(seed, self.count, shards=shards)
+
+    def at_one_size(self) -> Dataset:
+        """The same items, all cut to `size`."""
+        if not self.buckets:
+            return self
+        twin = object.__new__(Dataset)  # a plain one: what a subclass keeps has the sizes of the buckets
+        vars(twin).update({**vars(self), "buckets": ()})
+        return twin
+
+    # samples
+
     def sample(self, item: int, epoch: int = 0) -> Sample:
         """Sample `item`, its fields as `Field` describes them; reading a picture that cannot be used is a `BadSampleError`."""
         index, key = self._place(item, epoch)
-        return self._view(index, key)
+        return self._view(index, key, self.size_of(item))
 
     def readable(self, item: int, epoch: int = 0) -> Sample:
         """`sample`, with its picture read. Where that fails (a file changed since the scan) the next one stands in and
         `problems` says so; where none can be read, `DataError`."""
         index, key = self._place(item, epoch)
+        size = self.size_of(item)  # also of what stands in: a batch has one size
         tries = 1000 if self.info.count is None else self.info.count
         for _ in range(tries):
-            sample = self._view(index, key)
             try:
+                sample = self._view(index, key, size)
                 for name in ("image", *(self._read & set(sample))):
                     sample[name]
             except BadSampleError as error:
-                self.report(Problem(error.path, error.reason))
+                problem = Problem(error.path, error.reason)
+                self.report(problem)
                 index = index + 1 if self.info.count is None else (index + 1) % self.info.count
             else:
                 return sample
         raise DataError(
-            f"none of the {tries} pictures can be read any more; the last one: {self.substituted[-1].path}: "
-            f"{self.substituted[-1].reason}"
+            f"none of the {tries} pictures can be read any more; the last one: {problem.path}: {problem.reason}"
         )
 
     def report(self, problem: Problem) -> None:
         """Adds to `problems` what is not there yet (data workers find them in another process)."""
         if problem not in self.substituted:
-            self.substituted.append(problem)
+            self.substituted[problem] = None
+            if self.listener is not None:
+                self.listener(problem)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "listener": None}  # what data workers find, they send
 
     def _place(self, item: int, epoch: int) -> tuple[int, tuple[str, int]]:
         """The index in the source, and the key of the view."""
@@ -131,13 +205,13 @@ class Dataset:
             return item // self.views, ("view", item)
         return item, ("fresh-view", epoch * (self.count or 0) + item)
 
-    def _view(self, index: int, key: tuple[str, int]) -> Sample:
+    def _view(self, index: int, key: tuple[str, int], size: Size) -> Sample:
         raw = self.source[index]
         if not isinstance(raw, Sample):
             raw = Sample(
                 {name: partial(raw.__getitem__, name) for name in raw}, name=f"{type(self.source).__name__}[{index}]"
             )
-        cut = _Cut(raw, self, key)
+        cut = Cut(raw, self.cutting, size, self.seed, key)
         loaders: dict[str, Callable[[], Any]] = {}
         for name in raw:
             if name == "image":
@@ -145,68 +219,5 @@ class Dataset:
             elif name in self.aligned:
                 loaders[name] = partial(cut.aligned, name, self.info.fields.get(name, Field("other")))
             else:
-                loaders[name] = partial(_loose, raw, name)
+                loaders[name] = partial(loose, raw, name)
         return Sample(loaders, name=raw.name, origins={name: raw.origin(name) for name in raw})
-
-
-class _Cut:
-    """One sample going through one view, drawn when the first field needs it."""
-
-    def __init__(self, raw: Sample, dataset: Dataset, key: tuple[str, int]) -> None:
-        self.raw, self.dataset, self.key = raw, dataset, key
-
-    @cached_property
-    def image(self) -> Image.Image:
-        return _image(self.raw["image"])
-
-    @cached_property
-    def view(self) -> View:
-        return draw_view(
-            (self.image.height, self.image.width),
-            self.dataset.size,
-            crop=self.dataset.crop,
-            flip=self.dataset.flip,
-            zoom=self.dataset.zoom,
-            generator=generator(self.dataset.seed, *self.key),
-        )
-
-    def picture(self) -> Tensor:
-        return self.view.image(self.image, self.dataset.channels)
-
-    def aligned(self, name: str, field: Field) -> Tensor | None:
-        value = self.raw[name]
-        if value is None:
-            return None
-        if field.kind == "boxes":
-            return self.view.boxes(np.asarray(value, dtype=np.float32).reshape(-1, 5))
-        if field.kind == "map":
-            value = to_ids(value)
-        if isinstance(value, Image.Image):
-            self._check_size(name, (value.height, value.width))
-            return self.view.image(_image(value))
-        array = np.asarray(value)
-        if array.ndim not in (2, 3):
-            shape = " x ".join(map(str, array.shape)) or "a single number"
-            raise DataError(
-                f"the field {name!r} is aligned with the image, so it is (h, w) or (c, h, w); it is {shape}",
-                where=self.raw.origin(name),
-            )
-        self._check_size(name, (array.shape[-2], array.shape[-1]))
-        ids = array.ndim == 2 and (array.dtype == np.bool_ or np.issubdtype(array.dtype, np.integer))
-        return self.view.ids(array) if ids else self.view.numbers(array)
-
-    def _check_size(self, name: str, other: Size) -> None:
-        if other != self.view.picture:
-            raise sizes_differ(self.view.picture, other, name, self.raw.origin("image"), self.raw.origin(name))
-
-
-def _image(value: Any) -> Image.Image:
-    """What a source gave for a picture, as "L" or "RGB"."""
-    image = value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value))
-    return image if image.mode in ("L", "RGB") and not image.has_transparency_data else to_rgb8(image)
-
-
-def _loose(raw: Sample, name: str) -> Any:
-    """A field that does not lie on the picture: a reference photograph becomes a tensor at its own size, the rest stays."""
-    value = raw[name]
-    return to_tensor(_image(value)) if isinstance(value, Image.Image) else value

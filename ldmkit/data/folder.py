@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from PIL import Image
 
-from ldmkit.data.folder_index import scan
+from ldmkit.data.folder_index import Entry, scan
 from ldmkit.data.label_maps import LabelMaps
 from ldmkit.data.picture_files import Limits, read
 from ldmkit.data.sample import Field, Info, Problem, Sample, printable
@@ -98,6 +99,20 @@ class FolderSource(Source):
         if self.maps is not None:
             fields["map"] = self.maps.field()
         return Info(len(self._rows), fields, licence="your own pictures", notes=tuple(self.index.notes))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Read from the pictures' headers at the scan."""
+        return [self.index.entries[row].look.size for row in self._rows]
+
+    def contents(self) -> Mapping[str, str]:
+        """Picture -> a digest of its content and of what is known about it; of its size on disk where nothing was decoded."""
+        return {printable(self.index.entries[row].picture): self._mark(self.index.entries[row]) for row in self._rows}
+
+    def _mark(self, entry: Entry) -> str:
+        content = entry.look.digest or str(os.path.getsize(self.index.path(entry.picture))).encode()
+        known = "" if entry.row is None else repr(sorted(entry.row.values.items(), key=repr))
+        size = "" if self.maps is None or (path := self.maps.path(entry.picture)) is None else os.path.getsize(path)
+        return hashlib.blake2b(content + f"{known}{size}".encode(errors="replace"), digest_size=12).hexdigest()
 
     @property
     def problems(self) -> Sequence[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -23,6 +24,31 @@ def to_tensor(image: Image.Image) -> Tensor:
     pixels = np.array(image, dtype=np.float32)
     pixels = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return torch.from_numpy(pixels / 127.5 - 1.0)
+
+
+def area_resized(image: Image.Image, size: tuple[int, int], window: tuple[float, float, float, float]) -> Image.Image:
+    """The `window` (left, top, right, bottom) of an "L" or "RGB" image at `size` (h, w): each pixel is the mean over the area it
+    covers, parts of pixels by their share (OpenCV's INTER_AREA, as the paper's super-resolution data). Enlarged, it is bilinear.
+    """
+    left, top, right, bottom = window
+    if right - left < size[1] or bottom - top < size[0]:
+        return image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=window)
+    first_row, first_column = math.floor(top), math.floor(left)
+    pixels = np.asarray(image)[first_row : math.ceil(bottom), first_column : math.ceil(right)].astype(np.float32)
+    rows = _shares(top - first_row, bottom - first_row, size[0], pixels.shape[0])
+    columns = _shares(left - first_column, right - first_column, size[1], pixels.shape[1])
+    planes = pixels[..., None] if pixels.ndim == 2 else pixels
+    cut = np.stack([rows @ planes[..., channel] @ columns.T for channel in range(planes.shape[2])], axis=-1)
+    return Image.fromarray(np.clip(np.round(cut), 0, 255).astype(np.uint8).squeeze(-1 if pixels.ndim == 2 else ()))
+
+
+def _shares(start: float, stop: float, count: int, limit: int) -> NDArray[np.float32]:
+    """(count, limit): how much of each of `count` equal parts of [start, stop] lies in each of `limit` pixels."""
+    edges = start + np.arange(count + 1) * (stop - start) / count
+    pixels = np.arange(limit)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    shares: NDArray[np.float32] = (np.clip(overlap, 0, None) * (count / (stop - start))).astype(np.float32)
+    return shares
 
 
 def upright(image: Image.Image) -> Image.Image:

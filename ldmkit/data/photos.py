@@ -92,6 +92,11 @@ class PhotosSource(Source):
         photo = self.photos[index]
         return Sample({"image": lambda: _decode(photo), "name": lambda: photo.name}, name=f"photos/{photo.name}")
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Of the parts that are shown."""
+        pictures = [_decode(photo) for photo in self.photos]
+        return [(picture.height, picture.width) for picture in pictures]
+
     def attribution(self) -> str:
         """One photograph a line: whose it is, under which licence, from which package."""
         package = {"skimage": "scikit-image", "sklearn": "scikit-learn"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import warnings
@@ -95,9 +96,12 @@ def _same(path: str, other: str | None) -> bool:
     return other is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
-def look(path: str, limits: Limits, *, decode: bool = False) -> Look:
-    """The header of a picture, or `BadSampleError`. `decode` reads all of it as well: a file cut short opens without a word."""
-    with _opened(path, limits) as image:
+def look(path: str, limits: Limits, *, decode: bool = False, content: bytes | None = None) -> Look:
+    """The header of a picture, or `BadSampleError`. `decode` reads all of it as well: a file cut short opens without a word.
+
+    Here and below, `content` is what the file holds, for pictures inside other files; `path` then only names it.
+    """
+    with _opened(path, limits, content) as image:
         if image.mode in ("I", "F") and image.format != "PNG" and limits.value_range is None:
             raise BadSampleError(path, f"pixels of mode {image.mode} have no range of their own; give value_range")
         size, kind = (image.height, image.width), image.format
@@ -110,34 +114,34 @@ def look(path: str, limits: Limits, *, decode: bool = False) -> Look:
             )  # a JPEG is read whole, but painted small
             image.load()
     if decode and kind == "PNG":  # Pillow stops at the last row; what the checksums say is only asked by `verify`
-        with _opened(path, limits) as image:
+        with _opened(path, limits, content) as image:
             image.verify()
-    digest = _digest(path) if decode else None
+    digest = _digest(path) if decode and content is None else None
     return Look(size[::-1] if turned else size, grey, frames, digest)
 
 
-def read(path: str, limits: Limits) -> Image.Image:
+def read(path: str, limits: Limits, content: bytes | None = None) -> Image.Image:
     """The picture, upright, 8-bit "RGB", or `BadSampleError`."""
-    with _opened(path, limits) as image:
+    with _opened(path, limits, content) as image:
         try:
             return to_rgb8(upright(image), background=limits.background, value_range=limits.value_range)
         except DataError as error:
             raise BadSampleError(path, error.message) from error
 
 
-def read_ids(path: str, limits: Limits) -> Image.Image:
+def read_ids(path: str, limits: Limits, content: bytes | None = None) -> Image.Image:
     """A label map as it is stored, upright, or `BadSampleError`."""
-    with _opened(path, limits) as image:
+    with _opened(path, limits, content) as image:
         image.load()
         return upright(image)
 
 
 @contextmanager
-def _opened(path: str, limits: Limits) -> Iterator[Image.Image]:
+def _opened(path: str, limits: Limits, content: bytes | None = None) -> Iterator[Image.Image]:
     """An opened picture. Whatever goes wrong with it, then or while it is read, is a `BadSampleError`; warnings are dropped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = _open(path)
+        image = _open(path) if content is None else _open_content(path, content)
         try:
             _check(path, image, limits)
             yield image
@@ -160,8 +164,18 @@ def _open(path: str) -> Image.Image:
         raise BadSampleError(path, "not a regular file")
     if status.st_size == 0:
         raise BadSampleError(path, "the file is empty")
+    return _open_picture(path, path)
+
+
+def _open_content(path: str, content: bytes) -> Image.Image:
+    if not content:
+        raise BadSampleError(path, "the file is empty")
+    return _open_picture(path, io.BytesIO(content))
+
+
+def _open_picture(path: str, file: str | io.BytesIO) -> Image.Image:
     try:
-        return Image.open(path, formats=_formats())
+        return Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:
         raise BadSampleError(path, f"not a picture in a format that is read ({', '.join(_formats())})") from error
     except Exception as error:  # as above; also DecompressionBombError, which is no OSError

@@ -27,7 +27,7 @@ RELATIONS = {
     "above": (0, -1),
     "below": (0, 1),
 }  # of the first shape to the second
-RADII = {1: (0.20, 0.28), 2: (0.175, 0.22), 3: (0.155, 0.185), 4: (0.13, 0.15)}  # by the number of shapes; in sides
+RADII = {1: (0.27, 0.35), 2: (0.175, 0.22), 3: (0.155, 0.185), 4: (0.13, 0.15)}  # by the number of shapes; in sides
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
 from torch import Tensor
@@ -12,6 +13,17 @@ from ldmkit.data.sample import Info, Problem
 
 Part = Literal["train", "validation"]
 Crop = Literal["center", "random"]
+Resample = Literal["bicubic", "area"]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Samples in runs of `sizes`, one after the other. An epoch takes the runs in a drawn order, and the samples of `together`
+    runs at a time in a drawn order: with 1, samples of one run follow each other; with all, any follows any.
+    """
+
+    sizes: tuple[int, ...]
+    together: int = 1
 
 
 class ViewOptions(TypedDict, total=False):
@@ -21,6 +33,8 @@ class ViewOptions(TypedDict, total=False):
     flip: bool
     views: int | None
     zoom: tuple[float, float] | None
+    portion: tuple[float, float] | None
+    resample: Resample
 
 
 class Source(ABC):
@@ -30,6 +44,7 @@ class Source(ABC):
     """
 
     view_defaults: ClassVar[ViewOptions] = {}  # what a recipe that says nothing about cutting should get
+    exact: bool = True  # sample `index` is always the same one; False where a library's shuffle buffer decides
 
     @abstractmethod
     def info(self) -> Info:
@@ -42,6 +57,25 @@ class Source(ABC):
     @abstractmethod
     def split(self, part: Part) -> Source:
         """The samples to train on, or those held out; no picture is in both."""
+
+    def shards(self) -> Shards | None:
+        """Runs of samples that are cheap to read together, for the order of an epoch; None: any order is as good."""
+        return None
+
+    def sizes(self) -> Sequence[tuple[int, int]] | None:
+        """(h, w) of every picture, upright, without decoding it: what `data.buckets` sorts by. None: not known."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Changes with the content: what is kept of these pictures (latents) is made anew. "": the options say it all."""
+        return ""
+
+    def contents(self) -> Mapping[str, str]:
+        """File -> what changes with its content, of this part; nothing where the options say all there is to say.
+
+        A run that continues compares it with what it began with.
+        """
+        return {}
 
     def judge(self, field: str) -> Judge | None:
         """What reads this field back from a picture, if the source knows how."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
-from ldmkit.data.images import to_tensor
+from ldmkit.data.images import area_resized, to_tensor
 from ldmkit.data.sample import printable
-from ldmkit.data.source import Crop
+from ldmkit.data.source import Crop, Resample
 from ldmkit.errors import DataError
 
 Size = tuple[int, int]  # (h, w)
@@ -28,11 +28,15 @@ class View:
     window: tuple[float, float, float, float]
     size: Size
     flip: bool = False
+    resample: Resample = "bicubic"
 
     def image(self, image: Image.Image, channels: int | None = None) -> Tensor:
-        """A picture ("L" or "RGB") -> float (c, h, w) in [-1, 1]; antialiased bicubic. `channels` 1 gives its luminance."""
+        """A picture ("L" or "RGB") -> float (c, h, w) in [-1, 1], antialiased. `channels` 1 gives its luminance."""
         height, width = self.size
-        cut = image.resize((width, height), Image.Resampling.BICUBIC, box=self.window)
+        if self.resample == "area":
+            cut = area_resized(image, self.size, self.window)
+        else:
+            cut = image.resize((width, height), Image.Resampling.BICUBIC, box=self.window)
         if channels is not None:
             cut = cut.convert("L" if channels == 1 else "RGB")
         return to_tensor(self._mirrored(cut))
@@ -90,19 +94,27 @@ def draw_view(
     crop: Crop = "center",
     flip: bool = False,
     zoom: tuple[float, float] | None = None,
+    portion: tuple[float, float] | None = None,
+    resample: Resample = "bicubic",
     generator: Generator | None = None,
 ) -> View:
-    """A window of the picture with the aspect of `size`.
+    """A window of the picture with the aspect of `size`; with neither `zoom` nor `portion`, the largest that fits.
 
-    `zoom` (low, high) is its scale in picture pixels per view pixel, log-uniform between the two and never more than fits; None:
-    the largest window that fits. A picture smaller than `size` is enlarged. Without a generator: the centre, `low`, not mirrored.
+    `zoom` (low, high) is its scale in picture pixels per view pixel, log-uniform between the two and never more than fits.
+    `portion` (low, high) is its shorter side as a portion of the largest window's, uniform between the two, in whole pixels: the
+    `min_crop_f` and `max_crop_f` of the paper's super-resolution data (0.5 and 1). A picture smaller than `size` is enlarged.
+    Without a generator: the centre, `low`, not mirrored.
     """
     if min(picture) < 1 or min(size) < 1:
         raise DataError(f"a view of {size[0]} x {size[1]} pixels cannot be cut from {picture[0]} x {picture[1]}")
     largest = min(picture[0] / size[0], picture[1] / size[1])
     # Four numbers whatever the options, so that switching one on moves no other.
     draws = [0.0, 0.5, 0.5, 1.0] if generator is None else torch.rand(4, generator=generator).tolist()
-    if zoom is None:
+    if portion is not None:
+        low, high = portion
+        side = math.floor(min(size) * largest * (low + draws[0] * (high - low)))
+        scale = min(max(side, 1) / min(size), largest)
+    elif zoom is None:
         scale = largest
     else:
         low, high = (min(bound, largest) for bound in zoom)
@@ -115,7 +127,7 @@ def draw_view(
     else:
         top, left = int(spare_rows / 2), int(spare_columns / 2)
     window = (float(left), float(top), left + width, top + height)
-    return View(picture, window, size, flip=flip and draws[3] < 0.5)
+    return View(picture, window, size, flip=flip and draws[3] < 0.5, resample=resample)
 
 
 def sizes_differ(picture: tuple[int, ...], other: tuple[int, ...], name: str, image_path: str, path: str) -> DataError:

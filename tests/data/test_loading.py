@@ -14,8 +14,8 @@ import torch
 from ldmkit.conditioning import ConditionerSet
 from ldmkit.data import Dataset, Order, batches, slot_fields
 from ldmkit.data.digits import DigitsSource
-from ldmkit.data.loading import _worker_failure
 from ldmkit.data.scenes import ScenesSource
+from ldmkit.data.workers import _worker_failure
 from ldmkit.errors import DataError, PluginError, ResourceError, UsageError
 
 MODULE = '''

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from ldmkit.data import BadSampleError, Dataset, Field, Info, MissingFieldError, Sample, Source
+from ldmkit.data.images import area_resized
 from ldmkit.data.view import View, draw_view
 from ldmkit.errors import DataError
 from ldmkit.random import generator
@@ -126,6 +128,43 @@ def test_windows_lie_inside_the_picture(picture: tuple[int, int], zoom: tuple[fl
         assert torch.allclose(image[:, 5, 5], torch.tensor([10, 20, 30]) / 127.5 - 1)
 
 
+def test_a_portion_is_the_papers_crop() -> None:
+    """`crop side = min(h, w) * U[0.5, 1]`, anywhere in the picture, in whole pixels."""
+    sides, corners = [], []
+    for position in range(400):
+        view = draw_view((300, 400), (64, 64), crop="random", portion=(0.5, 1.0), generator=generator(2, "v", position))
+        left, top, right, bottom = view.window
+        assert right - left == pytest.approx(bottom - top)
+        assert right - left == pytest.approx(round(right - left))
+        sides.append((right - left) / 300)
+        corners.append((left / (400 - (right - left)), top / max(300 - (bottom - top), 1)))
+    assert min(sides) >= 0.5 - 1 / 300
+    assert max(sides) <= 1.0
+    # uniform: mean and standard deviation of U[0.5, 1] and U[0, 1], within five standard errors
+    assert np.mean(sides) == pytest.approx(0.75, abs=5 * 0.1443 / 20)
+    assert np.std(sides) == pytest.approx(0.5 / math.sqrt(12), abs=0.02)
+    assert np.mean(corners, axis=0) == pytest.approx([0.5, 0.5], abs=5 * 0.2887 / 20)
+    fixed = draw_view((300, 400), (64, 64), portion=(0.5, 1.0))
+    assert fixed.window == (125.0, 75.0, 275.0, 225.0)
+    wide = draw_view((100, 400), (32, 64), portion=(0.5, 0.5))
+    assert wide.window == (150.0, 25.0, 250.0, 75.0)
+
+
+def test_area_is_the_mean_over_what_a_pixel_covers() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, size=(24, 36, 3), dtype=np.uint8)
+    whole = area_resized(Image.fromarray(pixels), (8, 12), (0.0, 0.0, 36.0, 24.0))
+    means = pixels.reshape(8, 3, 12, 3, 3).mean(axis=(1, 3))
+    assert np.abs(np.asarray(whole) - means).max() <= 0.5
+    # parts of pixels count by their share: 5 columns to 2, each 2.5 wide
+    row = np.array([[0, 100, 200, 100, 0]], dtype=np.uint8)
+    assert np.asarray(area_resized(Image.fromarray(row), (1, 2), (0.0, 0.0, 5.0, 1.0))).tolist() == [[80, 80]]
+    assert np.asarray(area_resized(Image.fromarray(row), (1, 1), (0.5, 0.0, 2.5, 1.0))).tolist() == [[100]]
+    dataset = Dataset(Ramps(), size=32, resample="area", views=3, portion=(0.5, 1.0), crop="random")
+    sample = dataset.sample(1)
+    columns = (sample["image"][0] + 1) * 127.5
+    assert (columns - sample["map"]).abs().max() <= 1.6  # the map is nearest: within a window's half
+
+
 def test_without_options_it_is_the_largest_centre_square() -> None:
     view = draw_view((100, 300), (64, 64))
     assert view.window == (100.0, 0.0, 200.0, 100.0)
@@ -198,6 +237,9 @@ def test_a_picture_that_cannot_be_read_is_replaced_by_the_next_one() -> None:
         ({"channels": 2}, "channels is 2"),
         ({"views": 0}, "views is 0"),
         ({"zoom": (2.0, 1.0)}, "zoom is"),
+        ({"portion": (0.5, 1.5)}, "portion is"),
+        ({"portion": (0.5, 1.0), "zoom": (1.0, 2.0)}, "zoom and portion both"),
+        ({"resample": "lanczos"}, "resample is 'lanczos'"),
         ({"crop": "corner"}, "crop is 'corner'"),
         ({"size": (0, 4)}, "size is 0 x 4"),
     ],
