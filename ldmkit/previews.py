@@ -15,6 +15,7 @@ from ldmkit.evaluation.images import Example, save, sheet, to_pil
 from ldmkit.evaluation.pictures import preview
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.recipe import Recipe
+from ldmkit.training.log import Log
 
 STEPS = 25  # of the sampler, at most: what is looked at in passing may be a little worse
 
@@ -24,10 +25,14 @@ class Previews:
 
     Args:
         folder: the run's directory; the sheets go to ``samples/latest.png`` and ``samples/steps/``.
+        log: shows them too.
     """
 
-    def __init__(self, folder: Path, model: LatentDiffusion, validation: Dataset, recipe: Recipe) -> None:
+    def __init__(
+        self, folder: Path, model: LatentDiffusion, validation: Dataset, recipe: Recipe, log: Log | None = None
+    ) -> None:
         self.folder, self.model, self.validation, self.recipe = folder / "samples", model, validation, recipe
+        self.log = log
 
     @cached_property
     def batch(self) -> Batch:
@@ -54,8 +59,10 @@ class Previews:
         conditioners = self.model.conditioners
         examples = []
         for row in range(len(self.batch)):
+            there = {s for s, present in self.batch.present.items() if present[row]}  # the others carry another row's
             tensors = {
-                s: None if p is None else {k: v[row] for k, v in p.items()} for s, p in self.batch.prepared.items()
+                s: {k: v[row] for k, v in p.items()} if p is not None and s in there else None
+                for s, p in self.batch.prepared.items()
             }
             seen, words = preview(conditioners, tensors)
             truth = ("held out", to_pil(self.batch.images[row]))
@@ -68,5 +75,7 @@ class Previews:
             kept = self.folder / "steps" / f"{stage}-{step:08d}.png"
             kept.parent.mkdir(exist_ok=True)
             shutil.copyfile(self.folder / "latest.png", kept)
+            if self.log is not None:
+                self.log.picture(step, page, kept)
         except OSError:  # a full disk shows itself at the next checkpoint
             return

@@ -4,29 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ldmkit.cli.shared import echo_json, guidance_of, json_option, pairs, plugin_files, size_of, values
+from ldmkit.cli.shared import (
+    aside,
+    checkpoint_of,
+    echo_json,
+    guidance_of,
+    json_option,
+    pairs,
+    plugin_files,
+    size_of,
+    values,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
+
+    from ldmkit.latent_diffusion import LatentDiffusion
 
 
 @click.command(name="sample")
 @click.argument("run", metavar="RUN")
 @click.option("-c", "--condition", "conditions", multiple=True, metavar="SLOT=VALUE", help='text="a red circle"')
-@click.option("--negative", multiple=True, metavar="SLOT=VALUE", help="What stands in for a slot's null.")
+@click.option(
+    "--negative", multiple=True, metavar="SLOT=VALUE", help="What stands in for a slot's null; several with perp-neg."
+)
 @click.option("-n", "--count", type=click.IntRange(min=1), help="How many pictures; default 4.")
 @click.option("--guidance", multiple=True, metavar="SCALE", help="A number, SLOT=SCALE, or an expression.")
+@click.option(
+    "-g", "--guidance-option", "guidance_options", multiple=True, metavar="NAME=VALUE", help="type=apg, rescale=0.7 ..."
+)
 @click.option("--sampler", help="Its name; `ldmkit plugins list` shows them.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of the sampler.")
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the sampler: eta=1")
+@click.option("--init-image", metavar="FILE", help="A picture to start from, instead of noise alone.")
+@click.option("--strength", type=float, help="How far back to noise it goes, up to 1; default 0.75, with a mask 1.")
+@click.option("--mask", metavar="FILE", help="Of the picture: white is kept, black is painted anew.")
+@click.option(
+    "--progress", type=click.IntRange(min=2), metavar="N", help="N pictures of the way there, in progress.png."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Picture i has seed SEED + i.")
 @click.option("--size", metavar="SIZE", help="Pixels: 64, or HEIGHTxWIDTH.")
 @click.option("--without", multiple=True, metavar="SLOT", help="Leave out a slot whose plugin is not here: it is null.")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Which weights.")
+@click.option("--checkpoint", metavar="WHICH", help="Of a run: newest, best (lowest validation), or a step.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
 @click.option("--out", metavar="DIR", help="Where to write; default: a new directory in RUN/samples.")
 @plugin_files
@@ -37,13 +62,19 @@ def command(
     negative: tuple[str, ...],
     count: int | None,
     guidance: tuple[str, ...],
+    guidance_options: tuple[str, ...],
     sampler: str | None,
     steps: int | None,
     options: tuple[str, ...],
+    init_image: str | None,
+    strength: float | None,
+    mask: str | None,
+    progress: int | None,
     seed: int,
     size: str | None,
     without: tuple[str, ...],
     weights: str,
+    checkpoint: str | None,
     device: str,
     out: str | None,
     files: tuple[str, ...],
@@ -51,18 +82,25 @@ def command(
 ) -> None:
     """Make pictures with a trained model. RUN is a run's directory, a saved model, or a hub repository.
 
-    What is left out is as the model was trained and saved: its sampler, its steps, its guidance, its size.
+    What is left out is as the model was trained and saved: its sampler, its steps, its guidance, its size. A run that has not
+    come to its end gives its newest checkpoint.
     """
-    given, against = pairs(conditions, "--condition"), pairs(negative, "--negative")
+    given, against = pairs(conditions, "--condition"), negatives(negative)
     scale, pixels, own = guidance_of(guidance), size_of(size), values(options, "--option")
+    method = values(guidance_options, "--guidance-option")
+    more: dict[str, Any] = {"guidance_options": method or None, "image": init_image, "strength": strength, "mask": mask}
 
     from ldmkit import plugins
-    from ldmkit.build import load
+    from ldmkit.trained import load
     from ldmkit.training.runtime import resolve
 
+    which = checkpoint_of(checkpoint)
+
     registry = plugins.load(files=files) if files else None
-    model = load(run, "raw" if weights == "raw" else "ema", without=without, registry=registry)
+    chosen: Literal["raw", "ema"] = "raw" if weights == "raw" else "ema"
+    model = load(run, chosen, checkpoint=which, without=without, registry=registry, note=aside)
     model = model.to(resolve(device=device).device)
+    more["callback"] = way = Progress(progress) if progress else None
     pictures = model.sample(
         given or None,
         count=count or 4,
@@ -72,15 +110,55 @@ def command(
         guidance=scale,
         negative=against or None,
         seed=seed,
+        **{name: value for name, value in more.items() if value is not None},
         **own,
     )
     assert isinstance(pictures, list)
     folder = Path(out).expanduser() if out else _next_folder(Path(run))
-    written = _write(pictures, folder, seed)
+    written = _write(pictures, folder, seed, way.sheet(model) if way else None)
     if as_json:
-        echo_json({"pictures": [str(path) for path in written[1:]], "grid": str(written[0]), "seed": seed})
+        found = {"pictures": [str(path) for path in written[1:]], "grid": str(written[0]), "seed": seed}
+        echo_json({**found, "progress": str(folder / PROGRESS)} if way else found)
     else:
         click.echo(f"{len(pictures)} pictures in {folder}; all at once: {written[0]}")
+
+
+PROGRESS = "progress.png"
+
+
+class Progress:
+    """A callback of samplers that keeps the x_0 predicted on the way: about `count` of them, evenly, the last one included."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.kept: list[Tensor] = []
+
+    def __call__(self, done: int, total: int, noisy: Tensor, clean: Tensor) -> None:
+        number = min(self.count, total)
+        if done * number // total > (done - 1) * number // total:
+            self.kept.append(clean)
+
+    def sheet(self, model: LatentDiffusion) -> Image:
+        """A row for each picture, from the first prediction to the last."""
+        import torch
+
+        from ldmkit.latent_diffusion import to_pil
+
+        with torch.no_grad():
+            columns = [to_pil(model.autoencoder.decode(clean)) for clean in self.kept]
+        return _grid([picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns))
+
+
+def negatives(texts: Sequence[str]) -> dict[str, str] | list[dict[str, str]]:
+    """One mapping; a slot that is named again begins another one."""
+    found: list[dict[str, str]] = []
+    for text in texts:
+        (slot, value), *_ = pairs([text], "--negative").items()
+        place = next((one for one in found if slot not in one), None)
+        if place is None:
+            found.append(place := {})
+        place[slot] = value
+    return found if len(found) > 1 else next(iter(found), {})
 
 
 def _next_folder(run: Path) -> Path:
@@ -92,8 +170,11 @@ def _next_folder(run: Path) -> Path:
     return parent / f"{number:03d}"
 
 
-def _write(pictures: Sequence[Image], folder: Path, seed: int) -> list[Path]:
-    """The grid, then one PNG a picture, named by its seed. Raises ResourceError where that cannot be written."""
+def _write(pictures: Sequence[Image], folder: Path, seed: int, way: Image | None = None) -> list[Path]:
+    """The grid, then one PNG a picture, named by its seed; beside them the way there.
+
+    Raises ResourceError where that cannot be written.
+    """
     from ldmkit.errors import ResourceError
 
     try:
@@ -101,6 +182,8 @@ def _write(pictures: Sequence[Image], folder: Path, seed: int) -> list[Path]:
         paths = [folder / "grid.png", *(folder / f"seed-{seed + row:05d}.png" for row in range(len(pictures)))]
         for path, picture in zip(paths, [_grid(pictures), *pictures], strict=True):
             picture.save(path)
+        if way is not None:
+            way.save(folder / PROGRESS)
     except OSError as error:
         raise ResourceError(
             f"cannot write to {folder}: {error.strerror or error}", hint="choose another place: --out DIR"
@@ -108,11 +191,11 @@ def _write(pictures: Sequence[Image], folder: Path, seed: int) -> list[Path]:
     return paths
 
 
-def _grid(pictures: Sequence[Image]) -> Image:
-    """All pictures on one sheet, as square as can be, 2 pixels apart."""
+def _grid(pictures: Sequence[Image], columns: int | None = None) -> Image:
+    """All pictures on one sheet, as square as can be unless `columns` are given, 2 pixels apart."""
     from PIL import Image
 
-    columns = max(1, round(len(pictures) ** 0.5 + 0.49))
+    columns = columns or max(1, round(len(pictures) ** 0.5 + 0.49))
     width, height = pictures[0].width + 2, pictures[0].height + 2
     rows = -(-len(pictures) // columns)
     sheet = Image.new(pictures[0].mode, (columns * width - 2, rows * height - 2), "white")

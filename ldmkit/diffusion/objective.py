@@ -95,10 +95,9 @@ class Diffusion(nn.Module):
     def sample_timesteps(self, uniforms: Tensor, positions: Tensor | None = None) -> Tensor:
         """Timesteps (b,) float32 from `uniforms` (b,) in [0, 1).
 
-        `positions` (b,) int64 are what stratified sampling goes by; default: the rows' own numbers.
+        `positions` (b,) int64 are what stratified sampling goes by; without them, `uniforms` are shares of the distribution.
         """
-        rows = torch.arange(len(uniforms), device=uniforms.device) if positions is None else positions
-        return self.timestep_sampling(self.schedule, uniforms, rows)
+        return self.timestep_sampling(self.schedule, uniforms, positions)
 
     def draw_noise(self, generators: Sequence[Generator], shape: Sequence[int]) -> Tensor:
         """Noise (b, *shape) on the CPU, with offset noise where that is on; row i from `generators[i]` alone."""

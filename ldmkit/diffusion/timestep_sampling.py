@@ -13,10 +13,13 @@ from ldmkit.schedules import Schedule
 
 
 class TimestepSampling(ABC):
-    """`uniforms` (b,) in [0, 1) and `positions` (b,) int64 -> timesteps (b,) float32; whole ones for a discrete schedule."""
+    """`uniforms` (b,) in [0, 1) and `positions` (b,) int64 -> timesteps (b,) float32; whole ones for a discrete schedule.
+
+    Without positions, the timestep below which that share of all draws lies: uniforms spread evenly give the whole distribution.
+    """
 
     @abstractmethod
-    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor) -> Tensor: ...
+    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor | None) -> Tensor: ...
 
     @property
     @abstractmethod
@@ -29,7 +32,7 @@ class Uniform(TimestepSampling):
 
     config = "uniform"
 
-    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor | None) -> Tensor:
         return _at(schedule, uniforms.double())
 
 
@@ -45,7 +48,9 @@ class Stratified(TimestepSampling):
             raise UsageError(f"stratified timesteps of {bits} bits: 1 to 30 are possible")
         self.bits = bits
 
-    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor | None) -> Tensor:
+        if positions is None:
+            return _at(schedule, uniforms.double())
         stratum = torch.zeros_like(positions)
         for bit in range(self.bits):
             stratum = stratum | ((positions >> bit) & 1) << (self.bits - 1 - bit)
@@ -62,7 +67,7 @@ class LogitNormal(TimestepSampling):
     def __init__(self, *, mean: float = 0.0, std: float = 1.0) -> None:
         self.mean, self.std = mean, std
 
-    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor | None) -> Tensor:
         fraction = torch.sigmoid(self.mean + self.std * _normal(uniforms))
         return _at(schedule, fraction.clamp(max=1 - 1e-12))
 
@@ -77,7 +82,7 @@ class LogNormal(TimestepSampling):
     def __init__(self, *, mean: float = -1.2, std: float = 1.2) -> None:
         self.mean, self.std = mean, std
 
-    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor | None) -> Tensor:
         t = schedule.timestep(-2 * (self.mean + self.std * _normal(uniforms)))
         return (t.round() if schedule.discrete else t).float()
 

@@ -1,7 +1,8 @@
 """Guidance, by wrapping: a guided denoiser is a denoiser, (x_t (b, c, h, w), t (b,)) -> x_0 (b, c, h, w).
 
 `parse` reads what a person wrote into weights over branches; `guided` (and `apg`, `plus_plus`, `perp_neg`) combine the
-branches' answers, all of them from one call of the network. `autoguided` and the gradients wrap any denoiser.
+branches' answers, all of them from one call of the network. `autoguided` and the gradients wrap any denoiser. `make_method`
+reads a recipe's `sample.guidance_options`: the same by name, for `LatentDiffusion.sample`.
 
 Everything combines predictions of x_0. Weights sum to 1, and at given x_t the predictions eps and v are affine in x_0,
 so the same weights on eps or v give the same sample.
@@ -10,23 +11,29 @@ so the same weights on eps or v give the same sample.
 from ldmkit.guidance.apg import apg
 from ldmkit.guidance.autoguidance import autoguided
 from ldmkit.guidance.branches import Branches, ConditionalDenoiser, Interval, Subset, Weights, guided
-from ldmkit.guidance.gradient import gradient_guided, noisy_gradient_guided
+from ldmkit.guidance.gradient import Likelihood, gradient_guided, noisy_gradient_guided
+from ldmkit.guidance.methods import METHODS, Given, Method, make_method
 from ldmkit.guidance.parsing import Guidance, parse
 from ldmkit.guidance.perp_neg import perp_neg
 from ldmkit.guidance.plus_plus import Levels, plus_plus
 
 __all__ = [
+    "METHODS",
     "Branches",
     "ConditionalDenoiser",
+    "Given",
     "Guidance",
     "Interval",
     "Levels",
+    "Likelihood",
+    "Method",
     "Subset",
     "Weights",
     "apg",
     "autoguided",
     "gradient_guided",
     "guided",
+    "make_method",
     "noisy_gradient_guided",
     "parse",
     "perp_neg",

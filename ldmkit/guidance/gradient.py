@@ -8,6 +8,8 @@ A step up the log-likelihood of y moves the score by its gradient: ``score + sca
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -68,6 +70,47 @@ def noisy_gradient_guided(
         return denoiser(x, t) + scale * _factor(schedule, t, x) * gradient
 
     return denoise if interval is None else within(interval, denoise, denoiser)
+
+
+Of = Literal["image", "latent", "noisy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """What `LatentDiffusion.sample(likelihood=...)` climbs: a log-likelihood from outside, one number a row.
+
+    Args:
+        log: what to climb, (b, ...) -> (b,), row by row and differentiable. For an image loss, its negative.
+        of: what `log` is given. ``image``: the decoded prediction of the clean picture, (b, c, h, w), about [-1, 1].
+            ``latent``: the predicted clean latent. ``noisy``: the noisy latent and the timesteps, ``log(x_t, t)``, for a
+            classifier that was trained on these; the network is not differentiated then.
+        scale: of the gradient; 1 is Bayes' rule where `log` is a log-likelihood.
+        interval: the fractions of the timesteps, from 0 (data) to 1 (noise), between which it is climbed.
+
+    Raises UsageError for an unknown `of` and an interval that does not rise from 0 to 1.
+    """
+
+    log: Callable[..., Tensor]
+    of: Of = "image"
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.of not in get_args(Of):
+            raise UsageError(f"a likelihood of {self.of!r}; there are {', '.join(get_args(Of))}")
+        if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise UsageError(f"a likelihood's interval {list(self.interval)}: fractions rise from 0 to 1")
+
+    def guide(self, denoiser: Denoiser, schedule: Schedule, decode: Callable[[Tensor], Tensor]) -> Denoiser:
+        """`denoiser`, climbing. `decode`: scaled latents -> images, differentiable."""
+        interval = None if self.interval is None else Interval.of_fraction(*self.interval, schedule)
+        if self.of == "noisy":
+            return noisy_gradient_guided(denoiser, self.log, schedule, scale=self.scale, interval=interval)
+
+        def log_likelihood(clean: Tensor) -> Tensor:
+            return self.log(decode(clean) if self.of == "image" else clean)
+
+        return gradient_guided(denoiser, log_likelihood, schedule, scale=self.scale, interval=interval)
 
 
 def _gradient(log_likelihoods: Tensor, x: Tensor) -> Tensor:

@@ -29,19 +29,13 @@ def write(model: LatentDiffusion, path: Path, raw: Mapping[str, Tensor] | None =
     """The model in a new directory, written aside and renamed, so that no half of it is ever seen."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists already", hint="choose a new directory; nothing was written")
-    left_out = [slot for slot, conditioner in model.conditioners.items() if isinstance(conditioner, StoredNull)]
-    if left_out:
-        raise CheckpointError(
-            f"the model was loaded without {', '.join(left_out)}, and would be saved without",
-            hint="copy the directory it was loaded from",
-        )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}-{uuid4().hex[:8]}"
     aside.mkdir()
     try:
         config = json.dumps({"format": FORMAT, **model.config}, indent=2, ensure_ascii=False)
         (aside / CONFIG).write_text(config + "\n", encoding="utf-8")
-        save_file(_plain(model.state_dict()), aside / WEIGHTS, metadata={"format": "pt"})
+        save_file(_plain({**model.state_dict(), **_left_out(model)}), aside / WEIGHTS, metadata={"format": "pt"})
         if raw:
             save_file(_plain(raw), aside / RAW, metadata={"format": "pt"})
         nulls = _nulls(model)
@@ -53,6 +47,12 @@ def write(model: LatentDiffusion, path: Path, raw: Mapping[str, Tensor] | None =
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return path
+
+
+def _left_out(model: LatentDiffusion) -> dict[str, Tensor]:
+    """The weights of slots that the model was loaded without: saved as they were."""
+    absent = {slot: c for slot, c in model.conditioners.items() if isinstance(c, StoredNull)}
+    return {f"conditioners.{slot}.{name}": value for slot, c in absent.items() for name, value in c.weights.items()}
 
 
 def _nulls(model: LatentDiffusion) -> dict[str, Tensor]:

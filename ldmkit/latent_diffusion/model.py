@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ldmkit import guidance as guiding
 from ldmkit.autoencoder import Autoencoder, Posterior
 from ldmkit.conditioning import Batch, Canvas, ConditionerSet, Conditioning, Tensors, Values
 from ldmkit.conditioning import values as user_values
 from ldmkit.diffusion import Diffusion
-from ldmkit.errors import PluginError, UsageError
-from ldmkit.latent_diffusion import files
+from ldmkit.errors import DataError, UsageError
+from ldmkit.guidance import Guidance, Likelihood
+from ldmkit.latent_diffusion import files, pictures, sampling
 from ldmkit.latent_diffusion.parts import Draws, Slot
+from ldmkit.latent_diffusion.sampling import Negative, Settings
 from ldmkit.random import generators, normal, sample_generators, uniform
+from ldmkit.samplers import Callback, Sampler, invert
 from ldmkit.unet import UNet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Sampler = Callable[..., Tensor]
-Guidance = float | Mapping[str, float] | str
-Callback = Callable[[int, int, Tensor, Tensor], None]
 
 
 class LatentDiffusion(nn.Module):
@@ -39,8 +37,10 @@ class LatentDiffusion(nn.Module):
         diffusion: schedule, prediction and objective.
         size: the training image's (h, w) in pixels.
         samplers: name -> sampler, for `sample(sampler=name)`.
-        sampling: defaults of `sample`: ``sampler``, ``steps``, ``guidance`` and the sampler's options.
+        sampling: defaults of `sample`: ``sampler``, ``steps``, ``guidance``, ``guidance_options``, ``negative`` and the sampler's
+            options.
         slots: where each conditioner came from.
+        loader: (path, weights) -> another model, for autoguidance by a path.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class LatentDiffusion(nn.Module):
         samplers: Mapping[str, Sampler] | None = None,
         sampling: Mapping[str, Any] | None = None,
         slots: Mapping[str, Slot] | None = None,
+        loader: Callable[[str, str], LatentDiffusion] | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder.requires_grad_(False).eval()
@@ -64,6 +65,10 @@ class LatentDiffusion(nn.Module):
         self.samplers: dict[str, Sampler] = dict(samplers or {})
         self.sampling: dict[str, Any] = dict(sampling or {})
         self.slots: dict[str, Slot] = dict(slots or {})
+        self.loader = loader
+        self.others: dict[
+            tuple[str, str], LatentDiffusion
+        ] = {}  # what `loader` read; a plain dict: no part of this model
         self.latent_shape(size)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
@@ -79,7 +84,7 @@ class LatentDiffusion(nn.Module):
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(c, h, w) of the latent of an image of `size` (h, w). Raises `UsageError` where the size does not divide."""
-        step = self.autoencoder.factor * self.denoiser.reduction
+        step = self._step
         if any(side < step or side % step for side in size):
             nearest = tuple(max(step, round(side / step) * step) for side in size)
             raise UsageError(
@@ -90,11 +95,21 @@ class LatentDiffusion(nn.Module):
         factor = self.autoencoder.factor
         return self.autoencoder.latent_channels, size[0] // factor, size[1] // factor
 
+    @property
+    def _step(self) -> int:
+        """Sides of images are its multiples."""
+        return int(self.autoencoder.factor * self.denoiser.reduction)
+
+    def paintable(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The smallest size (h, w) from `size` up that can be made."""
+        return -(-size[0] // self._step) * self._step, -(-size[1] // self._step) * self._step
+
     def canvas(self, size: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32) -> Canvas:
-        """Where a batch of images of `size` (h, w) is painted."""
-        size = size or self.size
+        """Where a batch of images of `size` (h, w) is painted: `paintable(size)`, the images in its upper left."""
+        picture = size or self.size
+        size = self.paintable(picture)
         _, *grid = self.latent_shape(size)
-        return Canvas(size, (grid[0], grid[1]), self.device, dtype, self.autoencoder.encode)
+        return Canvas(size, (grid[0], grid[1]), self.device, dtype, self.autoencoder.encode, picture)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -120,19 +135,30 @@ class LatentDiffusion(nn.Module):
     # training
 
     def batch(self, samples: Sequence[Mapping[str, Any]], *, positions: Tensor | None = None, seed: int = 0) -> Batch:
-        """Samples, prepared and collated, for the loss. A sample's `image` is float (c, h, w) in [-1, 1]."""
+        """Samples, prepared and collated, for the loss. A sample's `image` is float (c, h, w) in [-1, 1].
+
+        A field that a sample lacks, or that is None there, is absent; one that no sample has is a `DataError`.
+        """
+        known = {name for sample in samples for name in sample}
+        for slot, names in self.conditioners.fields.items():
+            if missing := sorted(set(names.values()) - known):
+                raise DataError(
+                    f"slot {slot} reads {', '.join(missing)}, and the samples have {', '.join(sorted(known))}"
+                )
         where = torch.arange(len(samples)) if positions is None else positions
         rows = [self._prepare(sample, int(position), seed) for sample, position in zip(samples, where, strict=True)]
         return self.conditioners.collate(torch.stack([sample["image"] for sample in samples]), rows, where)
 
     def _prepare(self, sample: Mapping[str, Any], position: int, seed: int) -> dict[str, Tensors | None]:
-        out: dict[str, Tensors | None] = {}
-        for slot, conditioner in self.conditioners.items():
+        out: dict[str, Tensors | None] = dict.fromkeys(self.conditioners.left_out)
+        for slot in self.conditioners:
+            if slot in out:
+                continue
             names = self.conditioners.fields[slot]
             values = {own: sample.get(name) for own, name in names.items()}
             absent = any(value is None for value in values.values())
             source = generators(seed, f"prepare/{slot}", [position])[0]
-            out[slot] = None if absent else conditioner.prepare({**sample, **values}, source)
+            out[slot] = None if absent else self.conditioners.examiner(slot).prepare({**sample, **values}, source)
         return out
 
     def draw(self, positions: Tensor | Sequence[int], seed: int, size: tuple[int, int] | None = None) -> Draws:
@@ -174,7 +200,9 @@ class LatentDiffusion(nn.Module):
         noise, t = draws.noise, draws.timesteps
         noisy = self.diffusion.noised(latents, noise, t, perturbation=draws.perturbation if self.training else None)
         canvas = self.canvas((latents.shape[2] * self.autoencoder.factor, latents.shape[3] * self.autoencoder.factor))
-        conditioning = self.conditioners(batch.prepared, batch.present, canvas, len(batch), dropped=draws.dropped)
+        conditioning = self.conditioners(
+            batch.prepared, batch.present, canvas, len(batch), dropped=draws.dropped, known=batch.answers
+        )
         output = self.denoiser(noisy, t, **conditioning.kwargs())
         losses = self.diffusion.loss(output, latents, noise, t)
         present = {f"present/{slot}": value.float().mean() for slot, value in batch.present.items()}
@@ -196,7 +224,7 @@ class LatentDiffusion(nn.Module):
         batch = self._user_batch(prepared)
         kept = frozenset(self.conditioners) - set(drop)
         with torch.no_grad(), _evaluating(self):
-            return self._branch(batch, self.canvas(size), kept)
+            return sampling.branch(self, batch, self.canvas(size), kept)
 
     def predict_noise(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """The noise (b, c, h, w) in `noisy` at `timestep` (b,), whatever the denoiser's own prediction is."""
@@ -212,7 +240,12 @@ class LatentDiffusion(nn.Module):
         sampler: str | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
-        negative: Mapping[str, Any] | None = None,
+        guidance_options: str | Mapping[str, Any] | None = None,
+        negative: Negative | None = None,
+        likelihood: Likelihood | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Any = None,
         seed: int = 0,
         noise: Tensor | None = None,
         output: Literal["pil", "tensor", "latent"] = "pil",
@@ -224,33 +257,48 @@ class LatentDiffusion(nn.Module):
         Args:
             values: a mapping slot -> value, or a sequence of mappings, one an image (a missing slot is null there). In a mapping
                 a `torch.Tensor` is a batch with its rows in the first dimension; anything else is repeated `count` times.
-            count: the number of images; default: what `values` holds, else 1.
-            size: (h, w) in pixels; default: what a condition implies (a low-resolution picture), else the training size.
-            sampler, steps, guidance: default: what the model was saved with, else ddim, 50, 1.0. Guidance is a number, an ordered
-                mapping slot -> scale, or an expression over subsets (`ldmkit.guidance.parse`).
-            negative: slot -> value that stands in for the slot's null.
+            count: the number of images; default: what `values` or `image` holds, else 1.
+            size: (h, w) in pixels; default: what a condition implies (a low-resolution picture), else the training size. An
+                implied size need not be one that can be made: the canvas is the next larger one, and the picture is cut out.
+            sampler, steps, guidance, guidance_options, negative: default: what the model was saved with, else ddim, 50, 1.0,
+                plain, none. Guidance is a number, an ordered mapping slot -> scale, or an expression over subsets
+                (`ldmkit.guidance.parse`); its options a method, or a mapping of `type` and options (`guidance.make_method`).
+            negative: slot -> value that stands in for the slot's null; for perp-neg also a sequence of such mappings.
+            likelihood: a log-likelihood from outside to climb.
+            image: the picture to start from (`pictures.read`): with `strength` alone it is varied (img2img), with a `mask` a part
+                of it is painted anew.
+            strength: in (0, 1], how far back to noise `image` goes; default 0.75, and with a mask all the way.
+            mask: where `image` is kept: 1 (white) keeps, 0 (black) is painted anew (`pictures.read_mask`). ``sampler="repaint"``
+                paints by RePaint, which takes longer and fits the two better.
             seed: row i has the seed `seed + i`, whatever the batch.
-            noise: x_T (b, c, h, w), instead of a drawn one.
+            noise: x_T (b, c, h, w), instead of a drawn one; `noise` and `invert` make some.
             output: "pil" images, a "tensor" (b, c, h, w) in [-1, 1], or the scaled "latent".
+            callback: called after each step with (steps done, steps in all, x_t, the x_0 predicted in it), scaled latents.
             options: the sampler's own (``eta`` ...).
         """
+        if count is None and values is None and image is not None:
+            count = pictures.rows(image)
         given = user_values.rows(values, count)
+        if size is not None:
+            self.latent_shape(size)
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
-        against: dict[str, Tensors] = {}
-        if negative:
-            replaced, _ = user_values.prepare(self.conditioners, [negative] * len(given), size, size)
-            for slot in negative:
-                found = [tensors for row in replaced if (tensors := row[slot]) is not None]
-                against[slot] = self.conditioners[slot].collate(found)
+        canvas = self.canvas(size)
+        start = None if image is None else self._picture(image, canvas.size, len(given))
+        keep = None if mask is None else pictures.read_mask(mask, size=canvas.size, count=len(given)).to(self.device)
         latents = self.sample_latents(
             self._user_batch(prepared),
             size=size,
             seed=seed,
+            noise=noise,
             sampler=sampler,
             steps=steps,
             guidance=guidance,
-            negative=against,
-            noise=noise,
+            guidance_options=guidance_options,
+            negative=negative,
+            likelihood=likelihood,
+            known=None if start is None else self._encoded(start),
+            strength=strength,
+            keep=None if keep is None else pictures.on_grid(keep, canvas.grid),
             callback=callback,
             options=options,
         )
@@ -258,7 +306,12 @@ class LatentDiffusion(nn.Module):
             return latents
         with _evaluating(self):
             images = self.autoencoder.decode(latents).clamp(-1, 1)
-        return images if output == "tensor" else to_pil(images)
+        if (
+            start is not None and keep is not None
+        ):  # what was kept is the picture itself, not what the autoencoder makes of it
+            images = torch.lerp(images, start, keep)
+        images = images[..., : size[0], : size[1]]
+        return images if output == "tensor" else pictures.to_pil(images)
 
     @torch.no_grad()
     def sample_batch(self, batch: Batch, **settings: Any) -> Tensor:
@@ -273,93 +326,61 @@ class LatentDiffusion(nn.Module):
         *,
         size: tuple[int, int] | None = None,
         seed: int = 0,
-        sampler: str | None = None,
-        steps: int | None = None,
-        guidance: Guidance | None = None,
-        negative: Mapping[str, Tensors] | None = None,
         noise: Tensor | None = None,
-        callback: Callback | None = None,
-        options: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> Tensor:
-        """Scaled latents (b, c, h, w) for prepared conditions; what is not given comes from the model's own defaults."""
-        defaults = {"sampler": "ddim", "steps": 50, "guidance": 1.0, **self.sampling}
-        named = defaults.pop("sampler") if sampler is None else sampler
-        own = (
-            {k: v for k, v in defaults.items() if k not in ("sampler", "steps", "guidance")} if sampler is None else {}
-        )
-        function = self._sampler(named)
-        shape = self.latent_shape(size or self.size)
+        """Scaled latents (b, c, h, w) for prepared conditions. `settings` are those of `sampling.Settings`."""
+        size = size or self.size
         sources = sample_generators(seed, len(batch))
-        drawn = normal(sources, shape)  # drawn in any case, so that a given noise leaves the later draws as they are
+        drawn = normal(
+            sources, self.latent_shape(self.paintable(size))
+        )  # in any case, so that a given noise leaves the later draws as they are
+        if noise is not None and noise.shape != drawn.shape:
+            raise UsageError(f"noise of shape {tuple(noise.shape)}; here it is {tuple(drawn.shape)}")
+        start = (drawn if noise is None else noise).to(self.device)
+        asked = Settings(**{**settings, "options": settings.get("options") or {}}).completed(self.sampling)
         with _evaluating(self):
-            latents = function(
-                self._denoiser(batch, size, defaults["guidance"] if guidance is None else guidance, negative or {}),
-                (drawn if noise is None else noise).to(self.device),
-                self.diffusion.schedule,
-                defaults["steps"] if steps is None else steps,
-                generators=sources,
-                callback=callback,
-                **{**own, **(options or {})},
-            )
-        expected = tuple((drawn if noise is None else noise).shape)
-        if not isinstance(latents, Tensor) or tuple(latents.shape) != expected:
-            got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise PluginError(f"the sampler {named} gave {got}; expected latents of shape {expected}")
-        return latents
+            return sampling.sample(self, batch, start, size, asked, sources)
 
-    def _sampler(self, name: str) -> Sampler:
-        if name not in self.samplers:
-            raise UsageError(f"no sampler is called {name!r}", hint=f"there are {', '.join(sorted(self.samplers))}")
-        return self.samplers[name]
+    def noise(self, seeds: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
+        """The noise (b, c, h, w) that `sample` draws for these seeds: to go between them (`samplers.slerp`)."""
+        return normal([sample_generators(s, 1)[0] for s in seeds], self.latent_shape(size or self.size))
 
-    def _denoiser(
-        self, batch: Batch, size: tuple[int, int] | None, guidance: Guidance, negative: Mapping[str, Tensors]
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(x_t, t) -> x_0, guided: the branches that guidance needs, each encoded once."""
-        canvas = self.canvas(size)
-        present = frozenset(slot for slot in self.conditioners if bool(batch.present[slot].any()))
-        self._check_absent(present)
-        weights = guiding.parse(guidance, tuple(self.conditioners), self.conditioners.dropout.trained)
-        merged: dict[frozenset[str], float] = {}
-        for kept, weight in weights.items():  # a slot without a value is null in every branch
-            merged[kept & present] = merged.get(kept & present, 0.0) + weight
-        self._check_branches(kept for kept, weight in merged.items() if weight)
-        branches = {kept: self._branch(batch, canvas, kept, negative) for kept, weight in merged.items() if weight}
-        return guiding.guided(self._conditional, branches, {kept: merged[kept] for kept in branches})
+    @torch.no_grad()
+    def invert(
+        self,
+        image: Any,
+        values: Values = None,
+        *,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        iterations: int = 5,
+        **options: Any,
+    ) -> Tensor:
+        """The noise (b, c, h, w) from which DDIM makes `image` again under the same conditions, without guidance.
 
-    def _conditional(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.diffusion.to_x0(self.denoiser(noisy, timestep, **conditioning.kwargs()), noisy, timestep)
+        Args:
+            image: as in `sample`.
+            values, size, steps: as in `sample`; the options are the grid's, `spacing` and `clean`. Sample with the same ones.
+            iterations: evaluations a step (see `samplers.invert`).
+        """
+        given = user_values.rows(values, None if values is not None else pictures.rows(image))
+        prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
+        saved = Settings(steps=steps, guidance=1.0, guidance_options="plain", negative={}).completed(self.sampling)
+        grid = {k: v for k, v in saved.options.items() if k in ("spacing", "clean") and saved.sampler == "ddim"}
+        with _evaluating(self):
+            denoiser = sampling.denoiser(self, self._user_batch(prepared), size, saved)
+            latents = self._encoded(self._picture(image, self.paintable(size), len(given)))
+            schedule = self.diffusion.schedule
+            return invert(denoiser, latents, schedule, saved.steps or 50, iterations=iterations, **{**grid, **options})
 
-    def _branch(
-        self, batch: Batch, canvas: Canvas, kept: frozenset[str], negative: Mapping[str, Tensors] | None = None
-    ) -> Conditioning:
-        rows = len(batch)
-        moved = batch.to(self.device)
-        dropped = {slot: torch.full((rows,), slot not in kept) for slot in self.conditioners}
-        result: Conditioning = self.conditioners(
-            moved.prepared, moved.present, canvas, rows, dropped=dropped, negative=negative or {}
-        )
-        return result
+    def _picture(self, image: Any, size: tuple[int, int], count: int) -> Tensor:
+        channels = self.autoencoder.image_channels
+        return pictures.read(image, size=size, channels=channels, count=count).to(self.device)
 
-    def _check_absent(self, present: frozenset[str]) -> None:
-        absent = frozenset(self.conditioners) - present
-        if absent and absent not in self.conditioners.dropout.trained:
-            names = "+".join(slot for slot in self.conditioners if slot in absent)
-            raise UsageError(
-                f"no value was given for {names}, and training never showed the model a picture without",
-                hint=f"give one, or train with `dropout: {{{names}: 0.1}}`",
-            )
-
-    def _check_branches(self, branches: Iterable[frozenset[str]]) -> None:
-        """What guidance leaves out and what was not given, together, were dropped in training."""
-        for kept in branches:
-            missing = frozenset(self.conditioners) - kept
-            if missing and missing not in self.conditioners.dropout.trained:
-                names = "+".join(slot for slot in self.conditioners if slot in missing)
-                raise UsageError(
-                    f"with the values given, this guidance needs a picture without {names}, which training never showed",
-                    hint=f"give more values, turn guidance off (1), or train with `dropout: {{{names}: 0.1}}`",
-                )
+    def _encoded(self, images: Tensor) -> Tensor:
+        with _evaluating(self):
+            return self.autoencoder.encode(images)
 
     def _user_batch(self, prepared: user_values.Prepared) -> Batch:
         images = torch.zeros(len(prepared), self.autoencoder.image_channels, 1, 1)
@@ -377,11 +398,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         if training:
             module.train()
-
-
-def to_pil(images: Tensor) -> list[Image]:
-    """Images (b, c, h, w) in [-1, 1] as Pillow images: grey for one channel, else the first three as RGB."""
-    from PIL import Image
-
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(row[..., 0] if row.shape[2] < 3 else row[..., :3]) for row in pixels]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -43,6 +43,9 @@ class Slot:
     options: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    fitted: Mapping[str, str] = field(
+        default_factory=dict
+    )  # option that `fit` learned from data -> sha256 of its value
 
     @property
     def plugin(self) -> str:
@@ -54,8 +57,11 @@ class Slot:
     @property
     def hash(self) -> str:
         """sha256 of type, options (those learned from data among them) and fields."""
-        said = {"type": self.type, "options": dict(self.options), "fields": dict(self.fields)}
-        return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return digest({"type": self.type, "options": dict(self.options), "fields": dict(self.fields)})
+
+    def with_fitted(self, learned: Mapping[str, Any]) -> Self:
+        """The slot, telling which of its options were learned from the data."""
+        return replace(self, fitted={name: digest(value) for name, value in learned.items()})
 
     def to_json(self) -> dict[str, Any]:
         """What `config.json` says of the slot."""
@@ -72,3 +78,8 @@ class Slot:
                 hint="what was learned from the data (classes, vocabulary) belongs to the weights: restore config.json",
             )
         return slot
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -6,15 +6,18 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldmkit.errors import UsageError
 from ldmkit.schedules import Schedule
 
-Spacing = Literal["trailing", "leading", "linspace", "quadratic", "karras", "exponential", "compvis"]
+Spacing = Literal[
+    "trailing", "leading", "linspace", "quadratic", "karras", "exponential", "compvis", "compvis-quadratic"
+]
 
 # Karras and exponential spacing need a finite sigma / alpha to start from; 4096 is noise alone for every purpose.
 _LOWEST_LOG_SNR = -2 * math.log(4096)
@@ -73,6 +76,8 @@ def make_grid(schedule: Schedule, steps: int | Grid, spacing: Spacing = "trailin
         exponential: even in log(sigma / alpha) from T - 1 to 0.
         compvis: the released code's DDIM steps, range(0, T, T // n) + 1, ending on timestep 0's noise level. Takes another
             number of steps where n does not divide T, and logs how many.
+        compvis-quadratic: the released code's `quad`: n points of t up to 0.8 T, even in sqrt(t), cut to whole numbers, + 1.
+            Those that fall together are taken once (repeated, as there, they change nothing), and it logs how many are left.
     Whole timesteps on a discrete schedule, but for karras and exponential.
 
     `clean`: end on the data (sigma 0); False ends on timestep 0's level, where the released code does.
@@ -90,7 +95,7 @@ def make_grid(schedule: Schedule, steps: int | Grid, spacing: Spacing = "trailin
         t = _timesteps(schedule, steps, spacing)
         log_snr = schedule.log_snr(t)
     alpha, sigma = schedule.coefficients(log_snr)
-    end = (1.0, 0.0, math.inf) if clean and spacing != "compvis" else _first_level(schedule)
+    end = (1.0, 0.0, math.inf) if clean and not spacing.startswith("compvis") else _first_level(schedule)
     return Grid(
         timesteps=tuple(t.tolist()),
         alpha=(*alpha.tolist(), end[0]),
@@ -112,9 +117,12 @@ def _timesteps(schedule: Schedule, steps: int, spacing: Spacing) -> Tensor:
     elif spacing == "quadratic":
         t = _distinct(count * (1 - torch.arange(steps, dtype=torch.float64) / steps) ** 2 - 1, schedule)
     elif spacing == "compvis":
-        t = _compvis(count, steps)
+        t = _as_released(spacing, steps, list(range(1, count + 1, count // steps)), count)
+    elif spacing == "compvis-quadratic":
+        points = np.linspace(0, np.sqrt(0.8 * count), steps) ** 2
+        t = _as_released(spacing, steps, sorted(set((points.astype(int) + 1).tolist())), count)
     else:
-        raise UsageError(f"no spacing is called {spacing!r}; there are {', '.join(Spacing.__args__)}")  # type: ignore[attr-defined]
+        raise UsageError(f"no spacing is called {spacing!r}; there are {', '.join(get_args(Spacing))}")
     return t.round() if schedule.discrete else t
 
 
@@ -127,16 +135,18 @@ def _distinct(falling: Tensor, schedule: Schedule) -> Tensor:
     return rising.flip(0)
 
 
-def _compvis(count: int, steps: int) -> Tensor:
-    taken = range(1, count + 1, count // steps)
-    if taken[-1] >= count:
+def _as_released(spacing: str, asked: int, rising: list[int], count: int) -> Tensor:
+    """The released code's timesteps, falling; it says where they are not as many as were asked for."""
+    if rising[-1] >= count:
         raise UsageError(
-            f"spacing compvis with {steps} steps of {count} reaches timestep {taken[-1]}, where the released code fails",
+            f"spacing {spacing} with {asked} steps of {count} reaches timestep {rising[-1]}, where the released code fails",
             hint="ask for a smaller divisor of the schedule's timesteps, or take spacing leading",
         )
-    if len(taken) != steps:
-        logging.getLogger("ldmkit").warning("spacing compvis takes %d steps where %d were asked for", len(taken), steps)
-    return torch.tensor(taken[::-1], dtype=torch.float64)
+    if len(rising) != asked:
+        logging.getLogger("ldmkit").warning(
+            "spacing %s takes %d steps where %d were asked for", spacing, len(rising), asked
+        )
+    return torch.tensor(rising[::-1], dtype=torch.float64)
 
 
 def _in_rho(schedule: Schedule, steps: int, power: float) -> Tensor:

@@ -37,7 +37,8 @@ def img2img(
         noise: (b, c, h, w), unit normal.
         steps: how many the whole way would be, or a `Grid`.
         strength: in (0, 1]; 1 takes all steps, from almost pure noise.
-        spacing, clean: see `make_grid`.
+        spacing, clean: see `make_grid`. Even spacing, whatever the sampler's own default is: `strength` is then the share of the
+            timesteps too, and means the same for every sampler.
         generators, callback, options: the sampler's.
 
     The released script noises to the level one step above the one it starts from; here both are one.

@@ -26,7 +26,10 @@ def plms(
     generators: Generators = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DDIM steps along eps extrapolated from the last four: fourth order for even timesteps; n steps cost n + 1 evaluations.
+    """DDIM steps along eps extrapolated from the last four; n steps cost n + 1 evaluations.
+
+    Fourth-order weights, but of second order in all, as pseudo numerical methods are: the step itself is exact for an eps that
+    stays the same. Its errors are a few times smaller than those of `dpmpp_2m` where timesteps are even.
 
     The first step is pseudo improved Euler, as in the released code and diffusers' `PNDMScheduler(skip_prk_steps=True)`.
     Even spacing is what its weights are made for. Where x starts as noise alone (zero terminal SNR) the first step is DDIM.

@@ -167,6 +167,19 @@ def test_stratified_timesteps_fill_every_batch_evenly() -> None:
     assert torch.equal(t, alone)
 
 
+@pytest.mark.parametrize("name", ["uniform", "stratified", "logit-normal", "log-normal"])
+def test_without_positions_the_uniforms_are_shares_of_the_distribution(name: str) -> None:
+    """Evenly spread shares, cut into batches of any size: what training draws in the long run, and no draw of strata on top."""
+    process = diffusion.make(timestep_sampling=name)
+    shares = (torch.randperm(300, generator=torch.Generator().manual_seed(0)) + 0.5) / 300
+    whole = process.sample_timesteps(shares)
+    assert torch.equal(whole, torch.cat([process.sample_timesteps(part) for part in shares.split(7)]))
+    positions = torch.arange(2**14)
+    drawn = process.sample_timesteps(uniform(generators(1, "timestep", positions.tolist())), positions)
+    gap = whole.sort().values - torch.quantile(drawn, (torch.arange(300) + 0.5) / 300)
+    assert float(gap.abs().mean()) < 5
+
+
 def test_logit_normal_timesteps() -> None:
     process = diffusion.make(
         schedule={"type": "flow"},

@@ -13,7 +13,7 @@ from ldmkit import diffusion as objectives
 from ldmkit.autoencoder import KLAutoencoder
 from ldmkit.conditioning import Conditioner, ConditionerSet, Conditioning, Dropout, Ports
 from ldmkit.errors import CheckpointError, UsageError
-from ldmkit.latent_diffusion import LatentDiffusion, to_pil
+from ldmkit.latent_diffusion import LatentDiffusion, sampling, to_pil
 from ldmkit.latent_diffusion.files import read_config, read_weights
 from ldmkit.samplers import ddim, ddpm
 from ldmkit.unet import UNet
@@ -130,7 +130,8 @@ def test_a_sample_depends_on_its_own_seed_and_not_on_its_batch(model, sampler, o
 def test_guidance_is_null_plus_scale_times_the_difference(model):
     batch = model.batch(samples(2))
     noisy, t = torch.randn(2, 2, 4, 6), torch.tensor([500.0, 20.0])
-    denoise = model._denoiser(batch, None, {"label": 3.0}, {})
+    settings = sampling.Settings(guidance={"label": 3.0}).completed({})
+    denoise = sampling.denoiser(model, batch, model.size, settings)
     whole = model.condition([{"label": 0, "level": 0.0}, {"label": 1, "level": 0.5}])
     without = model.condition([{"label": 0, "level": 0.0}, {"label": 1, "level": 0.5}], drop=("label",))
     with torch.no_grad():

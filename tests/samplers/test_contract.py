@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -179,6 +180,33 @@ def test_compvis_steps(caplog: pytest.LogCaptureFixture, asked: int, taken: int)
     assert ("takes" in caplog.text) == (asked != taken)
     first = schedules.linear().alphas_cumprod[0].item()
     assert abs(grid.alpha[-1] ** 2 - first) < 1e-12
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(10, 10), (20, 20), (50, 49), (100, 96)])
+def test_compvis_quadratic_steps(caplog: pytest.LogCaptureFixture, asked: int, taken: int) -> None:
+    """The original: ((linspace(0, sqrt(0.8 T), n)) ** 2).astype(int) + 1; of 50 steps 49 are different, the last at 801."""
+    with caplog.at_level(logging.WARNING, "ldmkit"):
+        grid = make_grid(schedules.linear(), asked, "compvis-quadratic")
+    theirs = ((np.linspace(0, np.sqrt(1000 * 0.8), asked)) ** 2).astype(int) + 1
+    assert list(grid.timesteps) == sorted({float(t) for t in theirs}, reverse=True)
+    assert (len(grid), grid.timesteps[0]) == (taken, 801)
+    assert ("takes" in caplog.text) == (asked != taken)
+    assert not grid.clean
+
+
+def test_compvis_quadratic_is_the_original_with_its_repeated_step(toy: Network) -> None:
+    """Its own DDIM by hand, step for step: where a timestep comes twice, the step in between changes nothing."""
+    kept = schedules.linear(end=0.0155).alphas_cumprod
+    t = torch.from_numpy(((np.linspace(0, np.sqrt(1000 * 0.8), 50)) ** 2).astype(int) + 1)
+    before = torch.cat([kept[:1], kept[t[:-1]]])
+    x = noise = normal(sample_generators(0, 2), (3, 4, 4)).double()
+    for i in range(49, -1, -1):
+        eps = toy(x, t[i].expand(2))
+        clean = (x - (1 - kept[t[i]]).sqrt() * eps) / kept[t[i]].sqrt()
+        x = before[i].sqrt() * clean + (1 - before[i]).sqrt() * eps
+    # The original starts from unit noise at a level where sigma is a little less than 1.
+    ours = samplers.ddim(PROCESS.denoiser(toy), noise, PROCESS.schedule, 50, spacing="compvis-quadratic")
+    assert torch.allclose(ours, x, atol=1e-6)
 
 
 @pytest.mark.parametrize("asked", [300, 501, 700, 1000])

@@ -99,6 +99,26 @@ def test_samples_are_distributed_as_the_data(mixture: Any, sampler: str, schedul
     assert float((share - data.cdf(points)).abs().max()) < 0.025
 
 
+def test_plms_is_of_second_order_on_even_timesteps(mixture: Any, start: torch.Tensor) -> None:
+    """What its weights are made for; the noisier part of the path, where even timesteps are no coarse steps in log-SNR."""
+
+    def even(steps: int) -> Grid:
+        t = torch.linspace(999, 200, steps + 1, dtype=torch.float64)
+        log_snr = SCHEDULE.log_snr(t)
+        alpha, sigma = SCHEDULE.coefficients(log_snr)
+        levels = (tuple(part.tolist()) for part in (alpha, sigma, log_snr))
+        return Grid(tuple(t[:-1].tolist()), *levels, straight=False, scale=1.0)
+
+    exact = _exact(mixture(SCHEDULE))
+    truth = samplers.unipc(exact, start, SCHEDULE, even(600), order=3)
+    errors = {
+        steps: float((samplers.plms(exact, start, SCHEDULE, even(steps)) - truth).abs().mean()) for steps in (40, 80)
+    }
+    assert abs(math.log2(errors[40] / errors[80]) - 2) < 0.2
+    first = float((samplers.ddim(exact, start, SCHEDULE, even(40)) - truth).abs().mean())
+    assert errors[40] < 0.05 * first
+
+
 def test_third_order_beats_second(mixture: Any, start: torch.Tensor, truth: torch.Tensor) -> None:
     """Their first steps are of lower order, so it is not the slope that shows it."""
     for name in ("dpm_solver", "deis"):

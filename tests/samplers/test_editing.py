@@ -178,6 +178,8 @@ def test_slerp() -> None:
     half = samplers.slerp(first, second, torch.tensor([1 / 3, 0.5]))
     assert torch.allclose(half[0], torch.tensor([math.cos(math.pi / 6), math.sin(math.pi / 6)]))
     assert torch.allclose(half[1], torch.tensor([math.sqrt(2), 2 * math.sqrt(2)]))
+    three = samplers.slerp(first[:1], second[:1], torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.allclose(three, torch.tensor([[1, 0], [math.sqrt(0.5), math.sqrt(0.5)], [0, 1]]), atol=1e-6)
     noise = normal(sample_generators(0, 2), (3, 16, 16))
     between = samplers.slerp(noise[:1], noise[1:], 0.4)
     assert abs(float(between.std()) - 1) < 0.05

@@ -1,0 +1,56 @@
+"""The worse model that autoguidance goes away from: found, and seen to speak of the same latents and conditions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ldmkit.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from ldmkit.latent_diffusion.model import LatentDiffusion
+
+
+def find(model: LatentDiffusion, which: object, weights: str) -> LatentDiffusion:
+    """`which` itself where it is a model, else what is at that path: read once, and kept.
+
+    Raises CheckpointError where the two do not go together, UsageError where nothing can be read.
+    """
+    if isinstance(which, type(model)):
+        check_alike(model, which)
+        return which
+    path = str(which)
+    if (path, weights) not in model.others:
+        if model.loader is None:
+            raise UsageError(f"this model was not made by `ldmkit.load` and cannot read {path}: give the model itself")
+        other = model.loader(path, weights)
+        check_alike(model, other)
+        model.others[path, weights] = other
+    return model.others[path, weights]
+
+
+def check_alike(model: LatentDiffusion, other: LatentDiffusion) -> None:
+    """Raises CheckpointError where the two do not speak of the same latents, noise levels and conditions."""
+
+    def differs(what: str, hint: str) -> CheckpointError:
+        return CheckpointError(f"the model to guide away from has {what}", hint=hint)
+
+    if tuple(other.conditioners) != tuple(model.conditioners):
+        theirs = ", ".join(other.conditioners) or "none"
+        raise differs(f"other slots: {theirs}", f"train it with the slots {', '.join(model.conditioners) or 'none'}")
+    for slot in model.conditioners:
+        mine, own = model.slots.get(slot), other.slots.get(slot)
+        if mine is not None and own is not None and (mine.type, _reading(mine)) != (own.type, _reading(own)):
+            raise differs(f"another conditioner in slot {slot}", "only its widths and depths may differ")
+    if other.diffusion.schedule.config != model.diffusion.schedule.config:
+        raise differs("another noise schedule", "train it with the same `diffusion.schedule`")
+    first, second = (torch.cat([m.autoencoder.latent_scale, m.autoencoder.latent_shift]).cpu() for m in (model, other))
+    hashes = {m.autoencoder.weights_hash() for m in (model, other)}
+    if len(hashes) > 1 or not torch.allclose(first, second):
+        raise differs("another autoencoder", "train it with `autoencoder: {from: ...}`, from the better one")
+
+
+def _reading(slot: Any) -> dict[str, Any]:
+    """The options that say how a value is read: words, lists and mappings; numbers are sizes of the network."""
+    return {key: value for key, value in slot.options.items() if not isinstance(value, int | float)}
