@@ -1,7 +1,8 @@
 """The UNet against diffusers' at equal weights: outputs are compared first, then forward and training step are timed.
 
-    python benchmarks/unet.py --quick       two small networks, under a minute
-    python benchmarks/unet.py               and networks of 11 and 100 million parameters, some ten minutes
+    python benchmarks/unet.py --quick           two small networks, under a minute
+    python benchmarks/unet.py                   and networks of 16, 36 and 100 million parameters, some fifteen minutes
+    python benchmarks/unet.py --only medium     some of them
 
 Both sides run in one process, interleaved A B A B, on one thread. What is reported is the median over the rounds of
 the ratio of their CPU times (diffusers / ldmkit: above 1, ldmkit is faster); wall clock and separate processes mislead
@@ -44,6 +45,9 @@ NETWORKS = {
     "small, self-attention": Network(8, 64, 0, {"multipliers": (1, 2), "attention": (2,), "head_width": 32}),
     "small, tokens": Network(8, 64, 8, {"multipliers": (1, 2), "attention": (2,), "heads": 2, "context_width": 64}),
     "S": Network(32, 8, 8, {"channels": 64, "multipliers": (1, 2, 3), "heads": 4, "context_width": 128}),
+    "medium": Network(
+        32, 4, 16, {"channels": 96, "multipliers": (1, 2, 3), "attention": (2, 4), "heads": 6, "context_width": 256}
+    ),
     "M": Network(
         32,
         4,
@@ -229,11 +233,12 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the two small networks alone")
+    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), help="these networks")
     parser.add_argument("--rounds", type=int, default=9, help="pairs timed for each figure")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in QUICK if options.quick else NETWORKS:
+    for name in options.only or (QUICK if options.quick else NETWORKS):
         result = compare(name, options.rounds)
         if options.json:
             print(json.dumps(result))

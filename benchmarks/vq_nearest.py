@@ -2,6 +2,7 @@
 
     python benchmarks/vq_nearest.py --quick        the small-codebook crossing, some seconds
     python benchmarks/vq_nearest.py                and N = 65536 with K = 8192, some minutes
+    python benchmarks/vq_nearest.py --case 16384 8192 3     N vectors, K codes, C channels; several are possible
 
 Results are compared first. All run in one process, interleaved, on one thread; reported is the median CPU time of the rounds
 in milliseconds, and which way `nearest_code` takes. The rule it follows (`tree_wins`) is read off this table.
@@ -56,11 +57,12 @@ def compare(vectors: Tensor, codes: Tensor, runs: dict[str, Callable[[], Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--case", nargs=3, type=int, action="append", metavar=("N", "K", "C"))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'N':>6} {'K':>5} {'c':>3} {'tree':>9} {'product':>9} {'cdist':>9}   tree wins by, taken")
-    for n, k, c in QUICK if options.quick else FULL:
+    for n, k, c in options.case or (QUICK if options.quick else FULL):
         generator = torch.Generator().manual_seed(0)
         vectors, codes = torch.randn(n, c, generator=generator), torch.randn(k, c, generator=generator)
         runs = ways(vectors, codes)

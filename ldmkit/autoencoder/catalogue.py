@@ -40,8 +40,9 @@ def _released(type: str, downsample: int, channels: int, **options: Any) -> dict
     }
 
 
-# Options of the autoencoders in table 8 of the paper, for `make(**PAPER[name])`. Nine were released; of the rest the table gives
-# factor, codebook and width alone, and they are taken to be built like their released neighbours.
+# Options of the autoencoders in table 8 of the paper, for `make(**PAPER[name])`. Nine were released; of the other seven the table
+# gives factor, codebook and width alone. Four are built like the released one of their factor; that the three of factor 2 have
+# the multipliers 1 and 2 is assumed. docs/reference/autoencoders.md says so for each.
 _VQ_F8: dict[str, Any] = {"multipliers": (1, 2, 2, 4), "attention": (32,)}
 PAPER: dict[str, dict[str, Any]] = {
     "kl-f4": _released("kl", 4, 3),

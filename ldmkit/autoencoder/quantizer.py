@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch import distributed as dist
 
+from ldmkit.autoencoder import over_ranks
 from ldmkit.autoencoder.nearest import nearest_code
 from ldmkit.errors import UsageError
 from ldmkit.random import generator
@@ -111,6 +111,7 @@ class Quantizer(nn.Module):
             else indices.new_zeros(self.codes)
         )
         if self.training and not indices.is_meta:
+            counts = over_ranks.total(counts)
             terms |= self._upkeep(_rows(latents.detach()), indices.flatten(), counts)
         terms |= _report(counts)
         return Quantized(latents + (codes - latents).detach(), indices, terms)
@@ -127,10 +128,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _upkeep(self, rows: Tensor, indices: Tensor, counts: Tensor) -> dict[str, Tensor]:
-        """Move the codes that the gradient does not: the running averages, and codes nobody chose. Equal on every rank."""
-        if self.ema is None and self.revive is None:
-            return {}
-        counts = _sum_over_ranks(counts)
+        """Move the codes that the gradient does not: the running averages, and codes nobody chose. `counts` are those of all
+        ranks, on which the codes stay equal."""
         if self.ema is not None:
             self._average(rows, indices, counts, self.ema)
         return {"revived": self._revive(rows, counts, self.revive)} if self.revive is not None else {}
@@ -139,7 +138,7 @@ class Quantizer(nn.Module):
         """Eq. 6 to 8 of arXiv 1711.00937, appendix A.1."""
         sums = torch.zeros_like(self.total).index_add_(0, indices, rows.to(self.total))
         self.count.lerp_(counts.to(self.count), 1 - decay)
-        self.total.lerp_(_sum_over_ranks(sums), 1 - decay)
+        self.total.lerp_(over_ranks.total(sums), 1 - decay)
         averages = self.total / self.count.clamp_min(LEAST_COUNT).unsqueeze(1)
         kept = (self.count < LEAST_COUNT).unsqueeze(1)
         self.embedding.weight.copy_(torch.where(kept, self.embedding.weight, averages))
@@ -148,12 +147,12 @@ class Quantizer(nn.Module):
         """Put codes that were idle for `patience` steps onto latents of this batch; how many were moved."""
         self.idle.add_(1).masked_fill_(counts > 0, 0)
         self.steps.add_(1)
-        dead = (self.idle >= patience).nonzero().flatten()[: len(rows)]
+        dead = (self.idle >= patience).nonzero().flatten()
         if len(dead):
+            rows = over_ranks.joined(rows)
+            dead = dead[: len(rows)]
             chosen = torch.randperm(len(rows), generator=generator(0, "revive", int(self.steps)))[: len(dead)]
             places = rows[chosen.to(rows.device)].to(self.embedding.weight)
-            if dist.is_available() and dist.is_initialized():
-                dist.broadcast(places, src=0)
             self.embedding.weight[dead] = places
             self.idle[dead] = 0
             if self.ema is not None:
@@ -180,12 +179,6 @@ def _report(counts: Tensor) -> dict[str, Tensor]:
 def _rows(latents: Tensor) -> Tensor:
     """(b, c, h, w) -> (b h w, c)."""
     return latents.movedim(1, -1).flatten(0, 2)
-
-
-def _sum_over_ranks(tensor: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
 
 
 def _check(codes: int, commitment: float, swapped: bool, ema: float | None, revive: int | None) -> None:

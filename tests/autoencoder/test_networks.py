@@ -6,7 +6,8 @@ import torch
 from ldmkit.autoencoder import PAPER, Autoencoder, NetworkConfig, make, paper
 from ldmkit.errors import UsageError
 
-# Counted on the original code: (parameters, keys of the state dict without loss).
+# Given facts, counted on the original code: (parameters, keys of the state dict without loss). No count is known of the other
+# seven: for them, `counted` is arithmetic from options that are partly assumed (docs/reference/autoencoders.md).
 RELEASED = {
     "kl-f4": (55_312_063, 204),
     "kl-f8": (83_653_863, 248),
