@@ -8,15 +8,14 @@ registers is kept as a whole or not at all, and a plugin that cannot be used bec
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 import signal
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -28,6 +27,7 @@ import pluggy
 
 from ldmkit import hookspecs
 from ldmkit.errors import PluginError, UsageError
+from ldmkit.one_file import module_of
 from ldmkit.registration import registrar, rejection
 from ldmkit.registry import (
     CONDITIONER,
@@ -42,9 +42,10 @@ from ldmkit.registry import (
 )
 
 GROUP = hookspecs.PROJECT
-VARIABLE = "LDMKIT_PLUGINS"
+VARIABLE, NONE = "LDMKIT_PLUGINS", "LDMKIT_DISABLE_PLUGIN_AUTOLOAD"
+_off: ContextVar[tuple[str, ...]] = ContextVar("plugins that are switched off", default=())
 
-__all__ = ["Entry", "Origin", "Plugin", "Problem", "Registry", "load"]
+__all__ = ["Entry", "Origin", "Plugin", "Problem", "Registry", "load", "switched_off"]
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ class Registry:
     """What every plugin registered, by kind, and the observers to call. Made by `load`."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
+        self.problems: list[Problem] = []  # plugins that are broken
+        self.left_out: list[Problem] = []  # plugins that somebody left out
         self.plugins: list[Plugin] = []
-        self.conditioners = Catalog(CONDITIONER, self.problems)
-        self.data_sources = Catalog(DATA_SOURCE, self.problems)
-        self.samplers = Catalog(SAMPLER, self.problems)
-        self.metrics = Catalog(METRIC, self.problems)
+        self.conditioners = Catalog(CONDITIONER, self.problems, self.left_out)
+        self.data_sources = Catalog(DATA_SOURCE, self.problems, self.left_out)
+        self.samplers = Catalog(SAMPLER, self.problems, self.left_out)
+        self.metrics = Catalog(METRIC, self.problems, self.left_out)
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._origins: dict[int, Origin] = {}
@@ -117,7 +119,7 @@ class Registry:
                 origin = self._origins[id(implementation.plugin)]
                 raise PluginError(
                     f"plugin {origin} failed in {hook} {when}: {last_line(error)}",
-                    hint=f"Run without it: {VARIABLE} lists the plugins to load",
+                    hint=f"Run without it: --no-plugin {origin.entry_point or origin}; {VARIABLE} lists the plugins to load",
                 ) from error
 
     def _registrations(self, plugin: object, origin: Origin) -> list[tuple[Catalog, Entry]]:
@@ -133,14 +135,25 @@ class Registry:
         return found
 
 
+@contextmanager
+def switched_off(names: Sequence[str]) -> Iterator[None]:
+    """Inside, `load` leaves out the installed plugins (entry points or distributions) of these names."""
+    token = _off.set((*_off.get(), *names))
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
 def load(
     *, files: Sequence[str | Path] = (), only: Sequence[str] | None = None, extra: Sequence[object] = ()
 ) -> Registry:
     """Discover plugins: the built-ins, the entry points of group `ldmkit`, `files` (`-p`), and `extra` modules or objects.
 
-    `only` lists the entry points or distributions to load; None reads the variable LDMKIT_PLUGINS (unset: all of them;
-    empty: none). A broken installed plugin becomes a `Problem`; a broken file, or a name in `only` that nothing answers
-    to, raises PluginError, because somebody asked for exactly it.
+    `only` lists the entry points or distributions to load; None reads the variable LDMKIT_PLUGINS (unset: all of them, or none
+    where LDMKIT_DISABLE_PLUGIN_AUTOLOAD is set; empty: none). What `switched_off` names is left out. A broken installed plugin
+    becomes a `Problem`; a broken file, or a name that nothing answers to, raises PluginError, because somebody asked for
+    exactly it.
     """
     from ldmkit import builtins
 
@@ -159,7 +172,7 @@ def load(
         if not Path(path).is_file():
             raise UsageError(f"there is no plugin file {path}")
         origin = Origin(file=path)
-        module, seconds = _timed(partial(_file_module, path), origin)
+        module, seconds = _timed(partial(module_of, path), origin)
         registry.add(module, origin, seconds=seconds)
     for plugin in extra:
         registry.add(plugin, Origin(entry_point=getattr(plugin, "__name__", type(plugin).__name__)))
@@ -169,18 +182,21 @@ def load(
 def _chosen(registry: Registry, only: Sequence[str] | None) -> list[metadata.EntryPoint]:
     """The entry points to load, sorted, so that the order of directories decides nothing."""
     points = sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, str(_origin(point))))
-    if only is None and (listed := os.environ.get(VARIABLE)) is not None:
-        only = [name.strip() for name in listed.split(",") if name.strip()]
-    if only is not None:
-        known = sorted({name for point in points for name in (point.name, _origin(point).distribution or "")})
-        for name in only:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                did_you_mean = f"; did you mean '{near[0]}'?" if near else ""
-                raise PluginError(
-                    f"no plugin '{name}' is installed{did_you_mean}", hint=f"Installed: {', '.join(known)}"
-                )
-        points = [point for point in points if point.name in only or _origin(point).distribution in only]
+    only, why = _asked(only)
+    for name in (*(only or ()), *_off.get()):
+        _require_installed(name, points)
+    wanted: list[metadata.EntryPoint] = []
+    for point in points:
+        names = {point.name, _origin(point).distribution}
+        if names & set(_off.get()):
+            registry.left_out.append(Problem(_origin(point), "it is switched off", "Leave out --no-plugin"))
+        elif only is not None and not names & set(only):
+            registry.left_out.append(
+                Problem(_origin(point), f"it is left out by {why}", f"Unset that, or name {point.name} in {VARIABLE}")
+            )
+        else:
+            wanted.append(point)
+    points = wanted
     counts = Counter(point.name for point in points)
     for point in points:
         if counts[point.name] > 1:
@@ -190,6 +206,25 @@ def _chosen(registry: Registry, only: Sequence[str] | None) -> list[metadata.Ent
                 Problem(_origin(point), cause, f"Uninstall one, or set {VARIABLE} to the distribution to load")
             )
     return [point for point in points if counts[point.name] == 1]
+
+
+def _asked(only: Sequence[str] | None) -> tuple[Sequence[str] | None, str]:
+    """The plugins to load, None = all, and who says so."""
+    if only is not None:
+        return only, "`only`"
+    if (listed := os.environ.get(VARIABLE)) is not None:
+        return [name.strip() for name in listed.split(",") if name.strip()], VARIABLE
+    if os.environ.get(NONE, "0") not in ("", "0"):
+        return (), NONE
+    return None, ""
+
+
+def _require_installed(name: str, points: Sequence[metadata.EntryPoint]) -> None:
+    known = sorted({known for point in points for known in (point.name, _origin(point).distribution or "")})
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        did_you_mean = f"; did you mean '{near[0]}'?" if near else ""
+        raise PluginError(f"no plugin '{name}' is installed{did_you_mean}", hint=f"Installed: {', '.join(known)}")
 
 
 def _origin(point: metadata.EntryPoint) -> Origin:
@@ -228,21 +263,6 @@ def _timed(load_module: Callable[[], Any], origin: Origin) -> tuple[Any, float]:
             hint="Mend or uninstall it; the other plugins work",
         ) from error
     return module, time.perf_counter() - start
-
-
-def _file_module(path: str) -> Any:
-    name = f"ldmkit_file_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that its classes can be pickled
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 @contextmanager

@@ -78,12 +78,12 @@ CONDITIONER = Kind(
 DATA_SOURCE = Kind(
     "data source",
     base="ldmkit.data:Source",
-    reserved=frozenset({"type", "crop", "flip", "views", "zoom", "channels"}),
+    reserved=frozenset({"type", "crop", "flip", "views", "zoom", "portion", "resample", "buckets", "channels"}),
     skipped=frozenset({"size"}),  # a source that draws its pictures gets the recipe's `data.size`
 )
 SAMPLER = Kind(
     "sampler",
-    reserved=frozenset({"type", "steps", "count", "guidance", "seed"}),
+    reserved=frozenset({"type", "steps", "count", "guidance", "guidance_options", "negative", "seed", "sampler"}),
     skipped=frozenset({"generators", "callback"}),
 )
 METRIC = Kind("metric", reserved=frozenset({"type"}))
@@ -95,6 +95,7 @@ class Catalog:
 
     kind: Kind
     problems: list[Problem] = field(default_factory=list)
+    left_out: list[Problem] = field(default_factory=list)
     _entries: dict[str, list[Entry]] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
@@ -106,6 +107,10 @@ class Catalog:
     def entries(self) -> tuple[Entry, ...]:
         """Everything registered, a name that two plugins claim twice."""
         return tuple(entry for name in self.names() for entry in self._entries[name])
+
+    def entries_of(self, name: str) -> tuple[Entry, ...]:
+        """What is registered as `name`: more than one entry where several plugins claim it."""
+        return tuple(self._entries.get(name, ()))
 
     def claims(self, name: str) -> int:
         """How many plugins registered this name."""
@@ -187,9 +192,9 @@ class Catalog:
         message = f"no {self.kind.noun} is called '{name}'; installed: {', '.join(self.names()) or 'none'}"
         if near:
             message += f"; did you mean '{near[0]}'?"
-        hint = f"Perhaps a package is missing: pip install ldmkit-{short}"
+        hint = f"Perhaps a package is missing: pip install ldmkit-{short}; a plugin of one file is given with -p"
         names = (short, f"ldmkit-{short}")
-        for problem in self.problems:
+        for problem in (*self.problems, *self.left_out):
             if problem.origin.entry_point in names or problem.origin.distribution in names:
                 message, hint = f"{message}; {problem}", problem.remedy
                 break

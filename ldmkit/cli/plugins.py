@@ -41,6 +41,7 @@ def list_plugins(verbose: bool, files: tuple[str, ...], as_json: bool) -> None:
                     {**vars(problem.origin), "cause": problem.cause, "remedy": problem.remedy}
                     for problem in registry.problems
                 ],
+                "left_out": [{**vars(plugin.origin), "cause": plugin.cause} for plugin in registry.left_out],
             }
         )
         return
@@ -61,6 +62,8 @@ def list_plugins(verbose: bool, files: tuple[str, ...], as_json: bool) -> None:
                 for plugin in registry.plugins
             ],
         )
+    for number, plugin in enumerate(registry.left_out):
+        click.echo("\n" * (number == 0) + f"left out: {plugin}")
     for problem in registry.problems:
         click.echo(f"\nbroken: {problem}" + (f"\n  {problem.remedy}" if problem.remedy else ""))
 
@@ -73,6 +76,7 @@ def list_plugins(verbose: bool, files: tuple[str, ...], as_json: bool) -> None:
 def show(name: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool) -> None:
     """Everything about one name: what it is, its options with types and defaults, ports, origin. Imports it."""
     from ldmkit import plugins
+    from ldmkit.messages import shown
 
     registry = plugins.load(files=files)
     chosen = values(given, "--option")
@@ -91,7 +95,7 @@ def show(name: str, given: tuple[str, ...], files: tuple[str, ...], as_json: boo
                 click.echo(f"  {key}: {facts[key]}")
         click.echo("  options:" if facts["options"] else "  no options")
         for option in facts["options"]:
-            default = "required" if option["required"] else f"default {option['default']!r}"
+            default = "required" if option["required"] else f"default {shown(option['default'])}"
             click.echo(f"    {option['name']}: {option['type']}, {default}")
 
 
@@ -101,8 +105,16 @@ def show(name: str, given: tuple[str, ...], files: tuple[str, ...], as_json: boo
 @json_option
 def new(name: str, to: str | None, as_json: bool) -> None:
     """Write a plugin package with a conditioner NAME: entry point, test, recipe, README. Its tests pass at once."""
+    from ldmkit import plugins
     from ldmkit.cli.scaffold import write
+    from ldmkit.errors import UsageError
 
+    catalog = plugins.load().conditioners
+    if name in catalog:
+        raise UsageError(
+            f"the conditioner '{name}' is there already: {catalog.entries_of(name)[0].origin}",
+            hint="choose another name: two plugins that register one name get in each other's way",
+        )
     folder = write(name, Path(to).expanduser() if to else None)
     if as_json:
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -191,7 +203,9 @@ def _unknown(name: str, registry: Registry) -> Exception:
 
     names = [known for catalog in registry.catalogs.values() for known in catalog]
     broken = [
-        problem for problem in registry.problems if name in (problem.origin.entry_point, problem.origin.distribution)
+        problem
+        for problem in (*registry.problems, *registry.left_out)
+        if name in (problem.origin.entry_point, problem.origin.distribution)
     ]
     if broken:
         return PluginError(str(broken[0]), hint=broken[0].remedy)

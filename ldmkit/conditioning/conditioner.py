@@ -110,7 +110,10 @@ class Conditioner(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
-        """Deterministic in eval mode; row i depends on row i alone; spatial input is resized to `canvas.grid`, whatever it is."""
+        """Deterministic in eval mode; row i depends on row i alone; spatial input is resized to `canvas.grid`, whatever it is.
+
+        What lies pixel on pixel with the picture goes through `canvas.extend` first, so that pictures of any size can be made.
+        """
 
     @abstractmethod
     def null(self, canvas: Canvas) -> Conditioning:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ldmkit.conditioning.conditioner import Conditioner
 from ldmkit.conditioning.dropout import Dropout
-from ldmkit.conditioning.examination import Examiner, called
+from ldmkit.conditioning.examination import Examiner, called, check_tensors
+from ldmkit.conditioning.stored_null import StoredNull
 from ldmkit.conditioning.types import Batch, Canvas, Conditioning, Tensors, pad_tokens
-from ldmkit.errors import PluginError, UsageError
+from ldmkit.errors import UsageError
 
 CLOSE_LOOK = 100  # every so many calls, the first one included, answers are examined closely (see `Examiner`)
 
@@ -116,9 +117,19 @@ class ConditionerSet(nn.Module):
         """Fields of a sample that lie pixel on pixel with the image."""
         return frozenset(self.fields[slot][name] for slot, c in self.items() for name in c.aligned)
 
-    def worker_copies(self) -> dict[str, Conditioner]:
-        """The conditioners without weights, as data workers need them."""
-        return {slot: conditioner.weightless() for slot, conditioner in self.items()}
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The slots that the model was loaded without: absent in every sample."""
+        return tuple(slot for slot, conditioner in self.items() if isinstance(conditioner, StoredNull))
+
+    def worker_copies(self) -> dict[str, Examiner]:
+        """The conditioners without weights, as data workers need them, to be asked for what they `prepare`."""
+        copies: dict[str, Examiner] = {}
+        for slot, conditioner in self.items():
+            if slot not in self.left_out:
+                copy = called(self.examiner(slot).who, "its copy for data workers", conditioner.weightless)
+                copies[slot] = Examiner(slot, copy, self._origins.get(slot, ""))
+        return copies
 
     def collate(self, images: Tensor, prepared: Sequence[Mapping[str, Tensors | None]], positions: Tensor) -> Batch:
         """Rows that `prepare` or `from_user` made (None = absent) -> a batch; absent rows are filled with a present row's."""
@@ -137,14 +148,9 @@ class ConditionerSet(nn.Module):
     def _collated(self, slot: str, rows: list[Tensors]) -> Tensors:
         who = self.examiner(slot).who
         for row in rows:
-            if not isinstance(row, dict) or not all(isinstance(value, Tensor) for value in row.values()):
-                raise PluginError(
-                    f"{who} prepared {_kinds(row)}; expected a dict of tensors",
-                    hint='return {"depth": depth} from `prepare` and `from_user`',
-                )
+            check_tensors(who, "prepared", row)
         found = called(who, "collate", lambda: self[slot].collate(rows))
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-            raise PluginError(f"{who} collated {_kinds(found)}; expected a dict of tensors, rows first")
+        check_tensors(who, "collated", found)
         return found
 
     # for the UNet
@@ -162,11 +168,12 @@ class ConditionerSet(nn.Module):
         *,
         dropped: Mapping[str, Tensor] | None = None,
         negative: Mapping[str, Tensors] | None = None,
+        known: Mapping[str, Conditioning] | None = None,
     ) -> Conditioning:
         """The joined conditioning of `rows` rows.
 
         `dropped[slot]` (b,) bool: True rows get the slot's null. `negative[slot]`: prepared tensors of `rows` rows that stand
-        in for the slot's null.
+        in for the slot's null. `known[slot]`: what the slot answered to these rows before; it is not asked again.
         """
         answers: dict[str, Conditioning] = {}
         for slot in self.slots:
@@ -174,7 +181,7 @@ class ConditionerSet(nn.Module):
             if dropped is not None and slot in dropped:
                 keep = keep & ~dropped[slot].to(canvas.device)
             stand_in = (negative or {}).get(slot)
-            answers[slot] = self._answer(slot, prepared[slot], keep, canvas, rows, stand_in)
+            answers[slot] = self._answer(slot, prepared[slot], keep, canvas, rows, stand_in, (known or {}).get(slot))
         self._calls += 1
         return self._join(answers)
 
@@ -186,6 +193,7 @@ class ConditionerSet(nn.Module):
         canvas: Canvas,
         rows: int,
         stand_in: Tensors | None,
+        known: Conditioning | None,
     ) -> Conditioning:
         examiner, closely = self.examiner(slot), self._calls % CLOSE_LOOK == 0
         training = torch.is_grad_enabled() and examiner.conditioner.training
@@ -197,7 +205,7 @@ class ConditionerSet(nn.Module):
             null = examiner.ask(None, canvas, 1, closely=closely).expand(rows)
         if prepared is None or not bool(keep.any()):
             return _touch(null, examiner.conditioner) if training else null
-        return where(keep, examiner.ask(prepared, canvas, rows, closely=closely), null)
+        return where(keep, known or examiner.ask(prepared, canvas, rows, closely=closely), null)
 
     def _join(self, answers: Mapping[str, Conditioning]) -> Conditioning:
         tokens: list[Tensor] = []
@@ -273,9 +281,3 @@ def _join_masks(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | No
         for value, mask in zip(tokens, masks, strict=True)
     ]
     return torch.cat(full, dim=1)
-
-
-def _kinds(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name!r}: {type(inner).__name__}" for name, inner in value.items()) + "}"
-    return type(value).__name__

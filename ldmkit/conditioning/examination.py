@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ldmkit.conditioning.conditioner import Conditioner
 from ldmkit.conditioning.types import Canvas, Conditioning, Ports, Tensors
 from ldmkit.errors import LdmkitError, PluginError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 T = TypeVar("T")
+
+# What goes to another process as an array of numpy, which has no bfloat16.
+SENT = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128}
+)
 
 HINT = "mend `encode`, `null` or `emits`; ldmkit.testing.check_conditioner finds which"
 
@@ -37,6 +46,24 @@ class Examiner:
         """The conditioner in words."""
         return f"the conditioner of slot {self.slot} ({described(self.conditioner, self.origin)})"
 
+    def prepare(self, sample: Mapping[str, Any], generator: Generator | None = None) -> Tensors:
+        """What `prepare` makes of one sample, if it is a dict of CPU tensors that a data worker can send.
+
+        Raises:
+            PluginError: the conditioner raised, or returned something else.
+        """
+        prepared = called(self.who, "prepare", lambda: self.conditioner.prepare(sample, generator))
+        check_tensors(self.who, "prepared", prepared)
+        for name, value in prepared.items():
+            if value.device.type != "cpu" or value.requires_grad or value.dtype not in SENT:
+                gradient = " with a gradient" if value.requires_grad else ""
+                raise PluginError(
+                    f"{self.who} prepared {name} in {_name(value.dtype)} on {value.device}{gradient}",
+                    hint="`prepare` runs in a data worker: plain CPU tensors; networks belong in `encode`, which converts to "
+                    "canvas.dtype",
+                )
+        return prepared
+
     def ask(self, prepared: Tensors | None, canvas: Canvas, rows: int, *, closely: bool = False) -> Conditioning:
         """The answer for `rows` rows (None: the null's one row).
 
@@ -53,6 +80,36 @@ class Examiner:
             self._check_effects(before, prepared)
             self._check_numbers(answer, prepared)
         return answer
+
+    def preview(self, prepared: Tensors) -> Image | str | None:
+        """What a person sees of one sample's condition. Raises `PluginError`."""
+        from PIL.Image import Image
+
+        found: Any = called(self.who, "preview", lambda: self.conditioner.preview(prepared))
+        if found is not None and not isinstance(found, Image | str):
+            raise self._unlike("preview", found, "a PIL image, text or None")
+        return found
+
+    def output_size(self, prepared: Tensors) -> tuple[int, int] | None:
+        """The image size (h, w) that one sample's condition implies. Raises `PluginError`."""
+        found: Any = called(self.who, "output_size", lambda: self.conditioner.output_size(prepared))
+        if found is None:
+            return None
+        if not isinstance(found, tuple) or len(found) != 2 or not all(isinstance(side, int) for side in found):
+            raise self._unlike("output_size", found, "(height, width) or None")
+        return found
+
+    def fidelity(self, images: Tensor, prepared: Tensors) -> Tensor | None:
+        """How well images (b, c, h, w) obey the conditions: (b,), higher is better. Raises `PluginError`."""
+        with torch.no_grad():
+            found: Any = called(self.who, "fidelity", lambda: self.conditioner.fidelity(images, prepared))
+        if found is not None and (not isinstance(found, Tensor) or found.shape != images.shape[:1]):
+            raise self._unlike("fidelity", found, f"a tensor of shape ({len(images)},), one value an image, or None")
+        return found
+
+    def _unlike(self, method: str, got: Any, expected: str) -> PluginError:
+        shape = f" of shape {tuple(got.shape)}" if isinstance(got, Tensor) else ""
+        return PluginError(f"{self.who} gave {type(got).__name__}{shape} as {method}; expected {expected}")
 
     def check(self, answer: Any, canvas: Canvas, rows: int) -> None:
         """Ports, shapes, types and device of an answer."""
@@ -165,6 +222,15 @@ def called(who: str, method: str, call: Callable[[], T]) -> T:
         ) from error
 
 
+def check_tensors(who: str, did: str, value: Any) -> None:
+    """Raises `PluginError` where what a conditioner prepared or collated is no dict of tensors."""
+    if not isinstance(value, dict) or not value or not all(isinstance(inner, Tensor) for inner in value.values()):
+        raise PluginError(
+            f"{who} {did} {_kinds(value)}; expected a dict of tensors",
+            hint='return {"depth": depth} from `prepare` and `from_user`, and the same names, rows first, from `collate`',
+        )
+
+
 def described(conditioner: Conditioner, origin: str = "") -> str:
     """`Depth, ldmkit-depth 1.2`."""
     return ", ".join(filter(None, (type(conditioner).__name__, origin)))
@@ -213,6 +279,12 @@ def _fits(got: Any, expected: tuple[int | None, ...] | None) -> bool:
     if not isinstance(got, tuple) or len(got) != len(expected):
         return False
     return all(e is None or e == g for g, e in zip(got, expected, strict=True))
+
+
+def _kinds(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name!r}: {type(inner).__name__}" for name, inner in value.items()) + "}"
+    return type(value).__name__
 
 
 def _shape(expected: tuple[int | None, ...] | None) -> str:

@@ -19,13 +19,16 @@ class StoredNull(Conditioner):
     Args:
         slot: the slot's name.
         tensors: port (and ``mask``) -> the null's one row; concat on the training grid.
+        weights: the conditioner's own, which nothing here uses: kept so that the model is whole when it is saved.
     """
 
     reads = ()
 
-    def __init__(self, *, slot: str, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, *, slot: str, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.slot, self.ports = slot, tuple(tensors)
+        self.slot, self.ports, self.weights = slot, tuple(tensors), dict(weights or {})
         widths = {port: value.shape[2 if port == "tokens" else 1] for port, value in tensors.items() if port != "mask"}
         length = tensors["tokens"].shape[1] if "tokens" in tensors else 0
         self.emits = Ports(**widths, length=length)

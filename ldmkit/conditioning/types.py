@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,6 +77,20 @@ class Canvas:
     device: torch.device
     dtype: torch.dtype
     to_latent: Callable[[Tensor], Tensor]  # the frozen, deterministic encoder, scaled
+    picture: tuple[int, int] | None = None  # pixels (h, w) of what is kept, its upper left; None = all of it
+
+    def extend(self, maps: Tensor) -> Tensor:
+        """Maps (b, c, h, w) that lie on the picture -> maps that lie on the whole canvas, their last rows and columns repeated.
+
+        A picture of any size is painted on the next canvas that the networks divide; without this, what lies pixel on pixel
+        with it would be stretched.
+        """
+        if self.picture in (None, self.size):
+            return maps
+        (height, width), sides = self.picture, maps.shape[-2:]
+        rows = math.ceil(sides[0] * self.size[0] / height) - sides[0]
+        columns = math.ceil(sides[1] * self.size[1] / width) - sides[1]
+        return F.pad(maps, (0, columns, 0, rows), mode="replicate")
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros of `shape` on the canvas' device, in its dtype."""
@@ -100,6 +115,7 @@ class Batch:
 
     `prepared[slot]` holds the collated tensors of all rows (a row without the field carries another row's values and is False in
     `present[slot]`), or None where no row has it. `latents` holds a cached posterior: ``mean`` and, for KL, ``logvar``.
+    `answers[slot]` holds what a frozen conditioner answered before to each row that has the condition.
     """
 
     images: Tensor  # (b, c, h, w) in [-1, 1]
@@ -107,6 +123,7 @@ class Batch:
     present: Mapping[str, Tensor]  # slot -> (b,) bool
     positions: Tensor  # (b,) int64: the key of every random draw
     latents: Mapping[str, Tensor] | None = None
+    answers: Mapping[str, Conditioning] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.positions.shape[0]
@@ -119,6 +136,7 @@ class Batch:
             prepared={slot: _move(tensors, device) for slot, tensors in self.prepared.items()},
             present={slot: value.to(device) for slot, value in self.present.items()},
             latents=None if self.latents is None else {name: value.to(device) for name, value in self.latents.items()},
+            answers={slot: answer.map(lambda value: value.to(device)) for slot, answer in self.answers.items()},
         )
 
     def select(self, rows: Sequence[int] | Tensor) -> Batch:
@@ -137,6 +155,7 @@ class Batch:
             present={slot: pick(value) for slot, value in self.present.items()},
             positions=pick(self.positions),
             latents=None if self.latents is None else {name: pick(value) for name, value in self.latents.items()},
+            answers={slot: answer.map(pick) for slot, answer in self.answers.items()},
         )
 
 

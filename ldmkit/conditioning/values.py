@@ -108,7 +108,7 @@ def _implied(conditioners: ConditionerSet, prepared: Prepared) -> tuple[int, int
     sizes: dict[tuple[int, int], str] = {}
     for row in prepared:
         for slot, tensors in row.items():
-            size = None if tensors is None else conditioners[slot].output_size(tensors)
+            size = None if tensors is None else conditioners.examiner(slot).output_size(tensors)
             if size is not None:
                 sizes.setdefault(size, slot)
     if len(sizes) > 1:

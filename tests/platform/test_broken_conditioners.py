@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from ldmkit import hookimpl, plugins
-from ldmkit.build import build, fit
+from ldmkit.build import build, datasets, fit
 from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning, Ports
 from ldmkit.conditioning import values as user_values
 from ldmkit.conditioning.conditioner_set import CLOSE_LOOK
@@ -276,6 +277,17 @@ class FailsToStart(Level):
         raise ZeroDivisionError("division by zero")
 
 
+class FailsToDownload(Level):
+    def load_pretrained(self) -> None:
+        raise FileNotFoundError("weights.bin")
+
+
+class HoldsALock(Level):
+    def __init__(self, *, width: int = 4) -> None:
+        super().__init__(width=width)
+        self.lock = threading.Lock()
+
+
 class Misplaced(Level):
     reads = ("depth",)
 
@@ -294,6 +306,8 @@ def registry(kind: type[Conditioner] | None = None, fails_at: int = 0) -> plugin
         (FailsToLearn, r"raised IndexError in fit: list index out of range"),
         (WithoutPorts, r"has no ports: emits is None\n.*self\.emits = Ports"),
         (FailsToStart, r"raised ZeroDivisionError in __init__: division by zero"),
+        (FailsToDownload, r"raised FileNotFoundError in load_pretrained: weights\.bin"),
+        (HoldsALock, r"raised TypeError in its copy for data workers: cannot pickle '_thread\.lock'"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -301,7 +315,7 @@ def test_what_goes_wrong_while_a_model_is_built_names_slot_and_plugin(tiny, kind
     found = registry(kind)
     recipe = Recipe.parse(tiny(conditioners={"depth": {"type": "level"}}), registry=found)
     with pytest.raises(PluginError, match=rf"(?s)^the conditioner of slot depth \({kind.__name__}, Broken\) {words}"):
-        build(fit(recipe, found), found)
+        build(fit(recipe, found), found).conditioners.worker_copies()
 
 
 def test_nan_stops_a_run_before_its_first_step(tiny, tmp_path):
@@ -337,8 +351,6 @@ def test_a_sampler_that_returns_nothing_is_named(tiny):
 def test_a_field_that_the_data_lack_is_named_with_those_there_are(tiny):
     found = registry(Misplaced)
     recipe = Recipe.parse(tiny(conditioners={"depth": {"type": "level"}}), registry=found)
-    from ldmkit.build import datasets
-
     train, _ = datasets(recipe, found)
     with pytest.raises(
         DataError, match=r"slot depth reads the field 'depth', and the data have .*'caption'.*\n.*fields"

@@ -78,6 +78,12 @@ def test_a_frozen_conditioner_stays_and_is_neither_averaged_nor_checkpointed_aga
     assert all("frozen" not in tables for tables in (*trained.weights.values(), *trained.averages.values()))
 
 
+def test_what_is_frozen_is_saved_once(trained):
+    """A run that goes on must not depend on where these weights came from."""
+    (folder,) = (trained.path / "checkpoints" / "frozen").glob("step-*")
+    assert torch.equal(_tables(load_file(folder / "conditioners.safetensors"))["frozen"], trained.start["frozen"])
+
+
 def test_one_that_is_frozen_until_a_step_stands_still_until_then(trained):
     for tables in (*trained.weights.values(), *trained.averages.values()):
         assert torch.equal(tables["late"], trained.start["late"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 import ldmkit
-from ldmkit import cli
+from ldmkit import cli, plugins
+from ldmkit.build import build, datasets
+from ldmkit.conditioning import Batch
+from ldmkit.data import batches
 from ldmkit.errors import CheckpointError, PluginError
+from ldmkit.recipe import Recipe
 
 FILE = '''
 """How bright a picture is, by one number."""
@@ -104,11 +110,20 @@ def test_a_file_that_moved_is_named_and_can_be_given_or_left_out(trained, capsys
         assert call("sample", "run", "-p", "elsewhere.py", "-c", "brightness=0.5", "-n", "1", "--device", "cpu") == 0
         model = ldmkit.load("run", without=("brightness",))
         assert model.sample(count=1, output="tensor").shape == (1, 3, 16, 16)
-        with pytest.raises(CheckpointError, match="loaded without brightness, and would be saved without"):
-            model.save(trained.parent / "copy")
-        assert not (trained.parent / "copy").exists()
+        copy = model.save(trained.parent / "copy")
+        capsys.readouterr()
+        assert call("evaluate", "run", "--without", "brightness", "-n", "2", "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["unavailable"] == {
+            "slot brightness": "the model was loaded without it: it is null in every picture"
+        }
     finally:
         moved.rename(file)
+    whole, saved = ldmkit.load("run").state_dict(), ldmkit.load(copy).state_dict()
+    assert whole.keys() == saved.keys()  # saved without its plugin, the model kept the plugin's weights
+    assert all(torch.equal(value, saved[name]) for name, value in whole.items())
+    nulls = [load_file(folder / "nulls.safetensors")["brightness.vector"] for folder in (trained / "model", copy)]
+    assert torch.equal(*nulls)
 
 
 def edited(trained: Path, folder: Path, **changes: Any) -> Path:
@@ -145,6 +160,52 @@ def test_the_weights_of_the_model_and_the_stored_null_agree(trained):
         assert torch.equal(one.vector, other.vector)
 
 
+# data workers: other processes, started anew, which have to find the file's class again
+
+
+def loaders(file: Path, tiny: Callable[..., dict[str, Any]], workers: int) -> list[Batch]:
+    registry = plugins.load(only=[], files=[file])
+    recipe = Recipe.parse(tiny(conditioners={"brightness": {}}), registry=registry)
+    train, _ = datasets(recipe, registry)
+    conditioners = build(recipe, registry).conditioners
+    return list(batches(train, conditioners, start=0, batch=4, seed=0, steps=2, workers=workers))
+
+
+def test_data_workers_find_the_class_of_a_file_again(here, tiny):
+    for one, other in zip(*(loaders(here / "brightness.py", tiny, workers) for workers in (0, 1)), strict=True):
+        assert torch.equal(one.prepared["brightness"]["mean"], other.prepared["brightness"]["mean"])
+
+
+def test_files_of_one_name_are_kept_apart_and_a_changed_file_is_read_again(tmp_path):
+    files = [tmp_path / folder / "brightness.py" for folder in "ab"]
+    for gain, file in enumerate(files, start=2):
+        file.parent.mkdir()
+        file.write_text(FILE.replace("gain: float = 1.0", f"gain: float = {gain}.0"))
+    kinds = [plugins.load(only=[], files=[file]).conditioners.load("brightness") for file in files]
+    assert [kind().gain for kind in kinds] == [2.0, 3.0]
+    for kind in kinds:
+        assert type(pickle.loads(pickle.dumps(kind().weightless()))) is kind
+    assert plugins.load(only=[], files=files[:1]).conditioners.load("brightness") is kinds[0]
+    files[0].write_text(FILE.replace("gain: float = 1.0", "gain: float = 7.0"))
+    assert plugins.load(only=[], files=files[:1]).conditioners.load("brightness")().gain == 7.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words", "workers"),
+    [
+        ("raise ZeroDivisionError('no light')", r"raised ZeroDivisionError in prepare: no light", 0),
+        ("return None", r"prepared NoneType; expected a dict of tensors\n  return", 0),
+        ("return None", r"prepared NoneType; expected a dict of tensors\n  return", 1),
+        ("return {'mean': torch.zeros(1).bfloat16()}", r"prepared mean in bfloat16 on cpu\n.*canvas\.dtype", 0),
+    ],
+)
+def test_a_prepare_that_fails_is_named_in_this_process_and_in_a_worker(tmp_path, tiny, wrong, words, workers):
+    file = tmp_path / "dark.py"
+    file.write_text(FILE.replace("        return {", f"        {wrong}\n        return {{", 1))
+    with pytest.raises(PluginError, match=rf"(?s)^the conditioner of slot brightness \(Brightness, {file}\) {words}"):
+        loaders(file, tiny, workers)
+
+
 # what `plugins` says
 
 
@@ -160,6 +221,20 @@ def test_a_plugin_of_a_file_is_shown_with_options_ports_and_origin(here, capsys)
     assert "ports: vector 5" in capsys.readouterr().out
     assert call("plugins", "show", "brightness", "-p", "brightness.py", "-o", "wdth=5") == 2
     assert "Brightness does not take these options: wdth" in capsys.readouterr().err
+
+
+def test_a_misspelt_option_and_a_wrong_value_say_what_is_allowed(capsys):
+    assert call("plugins", "show", "class", "-o", "classes=3", "-o", "wdth=2", "-o", "port=tokn") == 2
+    err = capsys.readouterr().err
+    assert "wdth: unknown key; did you mean 'width'?; allowed: classes, width, port" in err
+    assert """port: must be one of tokens, vector, got "tokn"; did you mean 'tokens'?""" in err
+
+
+def test_a_name_that_is_taken_is_not_written_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("plugins", "new", "class") == 2
+    assert "the conditioner 'class' is there already: ldmkit-class 0.1" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ports_of_a_plugin_that_learns_from_data_are_known_once_its_options_are(capsys):

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import ldmkit
 from ldmkit import hookimpl, plugins
 from ldmkit.build import build, datasets, fit
 from ldmkit.data import Dataset, Field, Info, Source, batches
 from ldmkit.data.scenes import ScenesSource
-from ldmkit.errors import UsageError
+from ldmkit.errors import DataError, UsageError
 from ldmkit.evaluation import Evaluation
 from ldmkit.evaluation.metrics import Subsets
 from ldmkit.latent_diffusion import LatentDiffusion
@@ -118,6 +119,10 @@ def test_a_row_that_lacks_a_modality_has_the_loss_of_one_whose_condition_was_dro
     draws = model.draw(batch.positions, seed=1)
     kept = replace(draws, dropped={"class": torch.tensor([False, False, False])})
     dropped = replace(draws, dropped={"class": torch.tensor([False, True, False])})
+    without = model.batch([samples[0], {"image": samples[1]["image"]}, samples[2]])
+    assert torch.equal(model.losses(lacking, kept)[0], model.losses(without, kept)[0])
+    with pytest.raises(DataError, match="slot class reads label, and the samples have image"):
+        model.batch([{"image": sample["image"]} for sample in samples])
     assert torch.equal(model.losses(lacking, kept)[0], model.losses(batch, dropped)[0])
     assert not torch.equal(model.losses(lacking, kept)[0], model.losses(batch, kept)[0])
 
@@ -149,6 +154,20 @@ def test_a_recipe_without_conditioners_trains_and_samples(tiny, registry, tmp_pa
         model.sample({"class": 1})
     with pytest.raises(UsageError, match="no conditions to be guided by"):
         model.sample(count=1, guidance=2.0)
+
+
+def test_a_real_small_picture_of_any_size_is_enlarged_by_the_scale(tiny):
+    found = plugins.load(only=["low-res"])
+    model = made(tiny(data__size=24, conditioners={"low_res": {"scale": 3, "dropout": 0.0}}), found)
+    picture = Image.effect_noise((7, 5), 80).convert("RGB")
+    images = model.sample({"low_res": picture}, steps=2, output="tensor")
+    assert images.shape == (1, 3, 15, 21)  # the denoiser makes even sides: painted on 16 x 22
+    seen = model.condition({"low_res": picture}).concat
+    assert seen is not None
+    assert seen.shape == (1, 3, 16, 22)
+    assert model.sample({"low_res": picture}, steps=1)[0].size == (21, 15)
+    with pytest.raises(UsageError, match="an image of 15 x 21 cannot be made"):
+        model.sample({"low_res": picture}, size=(15, 21))
 
 
 # The bundled joint recipe

@@ -208,6 +208,21 @@ def test_the_model_says_where_each_conditioner_is_from_and_what_was_dropped(trai
     assert config["dropout"] == pytest.approx({"tint": 0.18, "class": 0.08, "tint+class": 0.02})
 
 
+def test_every_checkpoint_says_it_too(trained):
+    """A manifest alone is enough to know what trained these weights."""
+    config = json.loads((trained["run"] / "model" / "config.json").read_text())
+    manifests = sorted((trained["run"] / "checkpoints").glob("*/step-*/MANIFEST.json"))
+    assert {path.parts[-3] for path in manifests} >= {"diffusion", "first-stage"}
+    for path in manifests:
+        said = json.loads(path.read_text())
+        assert said["conditioners"] == config["conditioners"]
+        assert said["dropout"] == config["dropout"]
+    tint, label = said["conditioners"]["tint"], said["conditioners"]["class"]
+    # `features` was asked for, `levels` and the classes were learned from the data
+    assert tint["fitted"] == {"levels": hashlib.sha256(b"[0.25, 0.75]").hexdigest()}
+    assert set(label["fitted"]) == {"classes"}
+
+
 def test_uninstalled_loading_names_the_missing_distribution_and_version(trained):
     with pytest.raises(PluginError) as caught:
         ldmkit.load(trained["run"])

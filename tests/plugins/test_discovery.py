@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -9,13 +10,18 @@ from textwrap import dedent
 
 import pytest
 
-from ldmkit import plugins
+from ldmkit import cli, plugins
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.plugins import Registry
 
 
 def problem(registry: Registry, distribution: str) -> plugins.Problem:
     return next(found for found in registry.problems if found.origin.distribution == distribution)
+
+
+def foreign(registry: Registry) -> set[str]:
+    """The conditioners that are not ldmkit's own."""
+    return {entry.name for entry in registry.conditioners.entries() if entry.origin.distribution != "ldmkit"}
 
 
 def test_a_good_plugin_is_found_with_its_origin(install, registers):
@@ -141,8 +147,7 @@ def test_one_entry_point_name_in_two_distributions_is_an_error_for_both_until_on
     registry = plugins.load()
     causes = {problem(registry, name).cause for name in ("ldmkit-one", "ldmkit-two")}
     assert causes == {"the entry point 'shared' exists twice: in ldmkit-one 1.0 and ldmkit-two 1.0"}
-    chosen = plugins.load(only=["ldmkit-two"])
-    assert chosen.conditioners.names() == ("two",)
+    assert foreign(plugins.load(only=["ldmkit-two"])) == {"two"}
 
 
 def test_one_name_by_two_plugins_is_an_error_that_names_both_and_can_be_resolved(install, registers):
@@ -175,8 +180,8 @@ def test_an_unknown_name_says_what_is_there_what_is_near_and_what_to_install():
     with pytest.raises(PluginError) as caught:
         plugins.load(only=["class", "text"]).conditioners.entry("clas")
     assert str(caught.value) == (
-        "no conditioner is called 'clas'; installed: class, text; did you mean 'class'?\n"
-        "  Perhaps a package is missing: pip install ldmkit-clas"
+        "no conditioner is called 'clas'; installed: class, given, text; did you mean 'class'?\n"
+        "  Perhaps a package is missing: pip install ldmkit-clas; a plugin of one file is given with -p"
     )
 
 
@@ -188,14 +193,57 @@ def test_an_unknown_name_points_to_the_broken_plugin_of_that_name(install):
 
 def test_the_variable_chooses_plugins_and_built_ins_stay(monkeypatch):
     monkeypatch.setenv("LDMKIT_PLUGINS", "class, ldmkit-low-res")
-    assert plugins.load().conditioners.names() == ("class", "low-res")
+    assert foreign(plugins.load()) == {"class", "low-res"}
     monkeypatch.setenv("LDMKIT_PLUGINS", "")
     registry = plugins.load()
-    assert registry.conditioners.names() == ()
+    assert foreign(registry) == set()
     assert "photos" in registry.data_sources
     monkeypatch.setenv("LDMKIT_PLUGINS", "clas")
     with pytest.raises(PluginError, match=r"no plugin 'clas' is installed; did you mean 'class'\?"):
         plugins.load()
+
+
+def test_no_autoload_is_no_plugin_unless_one_is_named(monkeypatch):
+    monkeypatch.setenv("LDMKIT_DISABLE_PLUGIN_AUTOLOAD", "1")
+    registry = plugins.load()
+    assert foreign(registry) == set()
+    with pytest.raises(
+        PluginError, match=r"plugin ldmkit-text 0\..*: it is left out by LDMKIT_DISABLE_PLUGIN_AUTOLOAD\n  Unset"
+    ):
+        registry.conditioners.entry("text")
+    monkeypatch.setenv("LDMKIT_PLUGINS", "text")
+    assert foreign(plugins.load()) == {"text"}
+    monkeypatch.delenv("LDMKIT_PLUGINS")
+    monkeypatch.setenv("LDMKIT_DISABLE_PLUGIN_AUTOLOAD", "0")
+    assert "text" in plugins.load().conditioners
+
+
+def test_one_plugin_is_switched_off_by_its_name_and_a_typo_is_an_error():
+    everything = foreign(plugins.load())
+    with plugins.switched_off(["ldmkit-text", "class"]):
+        registry = plugins.load()
+    assert foreign(registry) == everything - {"text", "class"}
+    assert {plugin.origin.distribution for plugin in registry.left_out} == {"ldmkit-text", "ldmkit-class"}
+    with pytest.raises(PluginError, match="it is switched off\n  Leave out --no-plugin"):
+        registry.conditioners.entry("text")
+    with (
+        plugins.switched_off(["txt"]),
+        pytest.raises(PluginError, match=r"no plugin 'txt' is installed; did you mean 'text'\?"),
+    ):
+        plugins.load()
+    assert foreign(plugins.load()) == everything
+
+
+def test_the_command_switches_one_off(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plugins", "list", "--no-plugin", "text", "--json"])
+    assert not stop.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert "text" not in {entry["name"] for entry in told["registered"]}
+    assert [(plugin["distribution"], plugin["cause"]) for plugin in told["left_out"]] == [
+        ("ldmkit-text", "it is switched off")
+    ]
+    assert "text" in plugins.load().conditioners
 
 
 def test_a_plugin_of_one_file_is_recorded_with_its_path(tmp_path, registers):

@@ -155,6 +155,7 @@ class LowResConditioner(Conditioner):
 
 
 def _on_grid(pictures: Tensor, canvas: Canvas) -> Tensor:
+    pictures = canvas.extend(pictures)
     if pictures.shape[-2:] != canvas.grid:
         pictures = F.interpolate(pictures, canvas.grid, mode="bicubic", antialias=True)
     return pictures.to(canvas.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,15 @@ def test_elsewhere_it_is_resized_to_the_grid():
     for grid in ((8, 8), (32, 24)):
         answer = LowResConditioner().encode({"image": small}, canvas(grid)).concat
         torch.testing.assert_close(answer, F.interpolate(small, grid, mode="bicubic", antialias=True))
+
+
+def test_a_picture_of_any_size_keeps_its_scale_on_a_larger_canvas():
+    small = photo(37, 53)[None]
+    rounded = replace(canvas((38, 56)), picture=(148, 212))
+    answer = LowResConditioner().encode({"image": small}, rounded).concat
+    assert torch.equal(answer[..., :37, :53], small)  # not stretched; beyond it the last row and column again
+    assert torch.equal(answer[..., 37:, :53], small[..., -1:, :])
+    assert torch.equal(answer[..., :37, 53:], small[..., -1:].expand(-1, -1, -1, 3))
 
 
 def test_noise_augmentation_keeps_the_variance_and_tells_the_level():

@@ -95,7 +95,9 @@ class SemanticMapConditioner(Conditioner):
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
         """One-hot maps, halved bilinearly while they stay as large as the latent grid, then the 1x1 channel map."""
         return Conditioning(
-            concat=self.channel_mapper(_to_grid(self._one_hot(prepared["map"], canvas.dtype), canvas.grid))
+            concat=self.channel_mapper(
+                _to_grid(canvas.extend(self._one_hot(prepared["map"], canvas.dtype)), canvas.grid)
+            )
         )
 
     def null(self, canvas: Canvas) -> Conditioning:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,16 @@ def test_a_uniform_map_stays_uniform_on_any_grid():
         answer = conditioner.encode({"map": torch.full((1, 30, 50), 2)}, canvas(grid))
         expected = torch.tensor([0.0, 0.0, 1.0])[None, :, None, None].expand(1, 3, *grid)
         torch.testing.assert_close(answer.concat, expected)
+
+
+def test_a_map_of_any_size_keeps_its_scale_on_a_larger_canvas():
+    ids = torch.arange(12 * 20).reshape(1, 12, 20) % 3
+    conditioner = SemanticMapConditioner(classes=3, channels=3)
+    conditioner.channel_mapper.weight.data = torch.eye(3)[:, :, None, None]
+    rounded = replace(canvas((8, 12)), size=(16, 24), picture=(12, 20))
+    answer = conditioner.encode({"map": ids}, rounded).concat
+    alone = conditioner.encode({"map": ids}, replace(canvas((6, 10)), size=(12, 20))).concat
+    torch.testing.assert_close(answer[..., :6, :10], alone)
 
 
 def test_ignored_pixels_are_nothing():
