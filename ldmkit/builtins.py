@@ -1,10 +1,10 @@
-"""The core's own data sources, samplers and metrics, registered by name like anybody's. Loads no torch."""
+"""The core's own data sources, samplers, metrics and the stand-in conditioner, registered like anybody's. Loads no torch."""
 
 from __future__ import annotations
 
 from ldmkit.hookspecs import Register, hookimpl
 
-DATA_SOURCES = ("photos", "digits", "scenes", "folder")
+DATA_SOURCES = ("photos", "digits", "scenes", "folder", "huggingface", "webdataset")
 SAMPLERS = (
     "ddim",
     "ddpm",
@@ -32,7 +32,14 @@ METRICS = {
     "nearest": "Nearest",
     "reconstruction": "Reconstruction",
     "subsets": "Subsets",
+    "variational-bound": "VariationalBound",
 }
+
+
+@hookimpl
+def ldmkit_register_conditioners(register: Register) -> None:
+    # Knows no modality: it hands on what somebody else encoded. Imported models whose modality has no plugin are made with it.
+    register("given", "ldmkit.interop.given:GivenConditioner")
 
 
 @hookimpl

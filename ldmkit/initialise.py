@@ -33,6 +33,15 @@ class Initialised:
     added: list[str] = field(default_factory=list)  # new, without effect yet
     notes: list[str] = field(default_factory=list)
 
+    def lines(self, source: str | Path) -> list[str]:
+        """For a person: what came from `source`, and what did not."""
+        said = f"starts as {source}"
+        if self.kept:
+            said += f"; conditions it knows: {', '.join(self.kept)}"
+        if self.added:
+            said += f"; new, and without effect yet: {', '.join(self.added)}"
+        return [said, *(f"note: {note}" for note in self.notes)]
+
 
 def initialise(
     model: LatentDiffusion,
@@ -40,10 +49,12 @@ def initialise(
     weights: Literal["ema", "raw"] = "ema",
     *,
     registry: Registry | None = None,
+    autoencoder: bool = True,
 ) -> Initialised:
     """Copies a trained model's weights into `model`, in place; `source_dir` is what `ldmkit.load` takes.
 
-    Slots of the same name keep the source's weights. What both have computes what the source computed.
+    Slots of the same name keep the source's weights. What both have computes what the source computed. Without `autoencoder`
+    that part is left as it is, because it comes from elsewhere.
 
     Raises:
         CheckpointError: the source cannot be read, or the networks differ; all differences of a part are named.
@@ -51,11 +62,20 @@ def initialise(
     """
     source = load(source_dir, weights, registry=registry)
     where = str(source_dir)
-    done = Initialised()
+    done = Initialised(
+        kept=[slot for slot in model.conditioners if slot in source.conditioners],
+        added=[slot for slot in model.conditioners if slot not in source.conditioners],
+    )
     with torch.no_grad():
-        _copy(model.autoencoder, source.autoencoder, "autoencoder", where)
-        _conditioners(model.conditioners, source.conditioners, done, where)
+        if autoencoder:
+            _copy(model.autoencoder, source.autoencoder, "autoencoder", where)
+        else:
+            done.notes.append("the autoencoder is not the source's: its weights know other latents")
         _denoiser(model, source, done, where)
+        _conditioners(model.conditioners, source.conditioners, done, where)
+        _stem(model, source, where)
+        if model.diffusion.logvar is not None and source.diffusion.logvar is not None:
+            _copy(model.diffusion, source.diffusion, "learned variance", where)
     if model.diffusion.schedule.config != source.diffusion.schedule.config:
         done.notes.append("the noise schedule differs from the source's: its weights know other noise levels")
     if model.diffusion.prediction.name != source.diffusion.prediction.name:
@@ -85,12 +105,8 @@ def _copy(target: nn.Module, source: nn.Module, what: str, where: str) -> None:
 
 
 def _conditioners(target: ConditionerSet, source: ConditionerSet, done: Initialised, where: str) -> None:
-    for slot, conditioner in target.items():
-        if slot in source:
-            _copy(conditioner, source[slot], f"conditioner {slot}", where)
-            done.kept.append(slot)
-        else:
-            done.added.append(slot)
+    for slot in done.kept:
+        _copy(target[slot], source[slot], f"conditioner {slot}", where)
     for slot in source:
         if slot not in target:
             done.notes.append(f"the source's condition {slot} is left out: the model has to learn to do without")
@@ -133,7 +149,6 @@ def _denoiser(model: LatentDiffusion, source: LatentDiffusion, done: Initialised
             assert isinstance(ours, SpatialTransformer)
             for parameter in ours.proj_out.parameters():
                 parameter.zero_()
-    _stem(model, source, where)
 
 
 def _pairs(target: UNet, source: UNet, where: str) -> Iterator[tuple[nn.Module, nn.Module | None]]:

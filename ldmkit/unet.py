@@ -67,6 +67,9 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.variant = Variant.of(variant)
+        self.checkpointing = (
+            self.variant.checkpoint
+        )  # to be switched at will: it changes no number and is no part of the model
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -146,11 +149,13 @@ class UNet(nn.Module):
         )
 
     def _attention(self, level: Level, *, middle: bool = False) -> Iterator[nn.Module]:
-        """The attention of a level: none or one."""
+        """The attention of a level: none, one, or with `plain_attention` two."""
         if not (level.attends or middle):
             return
-        if self.context_width is None and not self.variant.self_transformer:
+        transformer = self.context_width is not None or self.variant.self_transformer
+        if not transformer or self.variant.plain_attention:
             yield AttentionBlock(level.width, level.heads, groups=self.variant.groups)
+        if not transformer:
             return
         yield SpatialTransformer(
             level.width,
@@ -194,7 +199,7 @@ class UNet(nn.Module):
         return self.out(self._run(x, context))  # type: ignore[no-any-return]
 
     def _run(self, h: Tensor, context: Context) -> Tensor:
-        checkpointed = self.variant.checkpoint and torch.is_grad_enabled()
+        checkpointed = self.checkpointing and torch.is_grad_enabled()
         skips = []
         for stage in self.input_blocks:
             h = stage(h, context, checkpointed=checkpointed)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, Literal
+
 import click
 
-from ldmkit.cli.shared import echo_json, json_option, plugin_files
+from ldmkit.cli.shared import aside, echo_json, json_option, plugin_files
 
 
 @click.command(name="export")
@@ -26,7 +29,7 @@ from ldmkit.cli.shared import echo_json, json_option, plugin_files
 def command(
     run: str,
     folder: str,
-    form: str,
+    form: Literal["diffusers", "compvis", "hub"],
     verify: bool,
     weights: str,
     licence: str | None,
@@ -41,27 +44,24 @@ def command(
         raise click.UsageError("--verify is for --format diffusers")
 
     from ldmkit import plugins
-    from ldmkit.build import load
-    from ldmkit.interop.compvis_save import save_compvis
-    from ldmkit.interop.model_card import save_hub
-    from ldmkit.interop.verifying import export_diffusers
+    from ldmkit.interop.exporting import export_to
+    from ldmkit.interop.folders import check_new
+    from ldmkit.trained import load
 
-    model = load(run, "raw" if weights == "raw" else "ema", registry=plugins.load(files=files))
-    told: dict[str, object] = {"path": folder, "format": form}
-    if form == "diffusers":
-        pipeline, found = export_diffusers(model, folder, verify=verify)
-        told |= {"pipeline": pipeline, "verified": None if found is None else found.to_json()}
-        if not as_json:
-            click.echo(f"pipeline: {pipeline}")
-            if found is not None:
-                click.echo(
-                    f"verified with diffusers: the largest difference is {found.largest:.2g} standard deviations"
-                )
-    elif form == "compvis":
-        save_compvis(model, folder)
-    else:
-        save_hub(model, folder, run=run, licence=licence)
+    target = Path(folder).expanduser()
+    check_new(target)
+    registry = plugins.load(files=files) if files else None
+    model = load(run, "raw" if weights == "raw" else "ema", registry=registry, note=aside)
+    options: Any = {"both": weights == "ema", "verify": verify, "licence": licence}
+    done = export_to(model, target, form, run=Path(run).expanduser(), **options)
     if as_json:
-        echo_json(told)
-    else:
-        click.echo(folder)
+        verified = None if done.verified is None else done.verified.to_json()
+        echo_json({"path": folder, "format": form, "pipeline": done.pipeline, "verified": verified})
+        return
+    if done.pipeline is not None:
+        click.echo(f"pipeline: {done.pipeline}")
+    if done.verified is not None:
+        click.echo(
+            f"verified with diffusers: the largest difference is {done.verified.largest:.2g} standard deviations"
+        )
+    click.echo(folder)

@@ -8,6 +8,8 @@ import click
 
 from ldmkit.cli.shared import echo_json, json_option, plugin_files
 
+SHOWN = 10  # names of tensors that --allow-partial let through
+
 
 @click.command(name="import")
 @click.argument("source", metavar="SRC")
@@ -53,6 +55,10 @@ def command(
         )
         return
     click.echo(f"keys: {found.report.summary}")
+    for name in found.report.differences[:SHOWN]:
+        click.echo(f"  does not match: {name}")
+    if len(found.report.differences) > SHOWN:
+        click.echo(f"  and {len(found.report.differences) - SHOWN} more (--json lists them)")
     for note in found.notes:
         click.echo(f"note: {note}")
     click.echo(folder)

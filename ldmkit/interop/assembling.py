@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ldmkit import autoencoder as autoencoders
 from ldmkit.autoencoder import Autoencoder
-from ldmkit.build import _assemble, _reset_meta_buffers, _Uninitialised
+from ldmkit.build import Uninitialised, reset_meta_buffers
+from ldmkit.build import assemble as assembled
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 
@@ -19,7 +20,7 @@ from ldmkit.plugins import Registry
 @contextmanager
 def on_meta() -> Iterator[None]:
     """Networks made inside have shapes and no numbers."""
-    with torch.device("meta"), _Uninitialised():
+    with torch.device("meta"), Uninitialised():
         yield
 
 
@@ -29,13 +30,13 @@ def assemble(config: Mapping[str, Any], tensors: Mapping[str, Tensor], registry:
     What `tensors` lacks keeps fresh weights. Tensors are copied: a checkpoint's may be the file itself.
     """
     with on_meta():
-        model = _assemble(config, registry)
+        model = assembled(config, registry)
     state = {name: value.clone() for name, value in tensors.items()}
     if any(name not in state for name in model.state_dict()):
-        fresh = _assemble(config, registry).state_dict()
+        fresh = assembled(config, registry).state_dict()
         state = {name: state.get(name, value) for name, value in fresh.items()}
     model.load_state_dict(state, assign=True)
-    _reset_meta_buffers(model, config, registry)
+    reset_meta_buffers(model, config, registry)
     model.requires_grad_(True)
     for conditioner in model.conditioners.values():
         for name in conditioner.frozen:
@@ -44,9 +45,11 @@ def assemble(config: Mapping[str, Any], tensors: Mapping[str, Tensor], registry:
     return model.eval()
 
 
-def finish_autoencoder(model: Autoencoder, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> Autoencoder:
-    """An autoencoder that was built on meta, with these weights; no scale of the latent is known."""
-    state = {name: value.clone() for name, value in tensors.items()} | latent_buffers(model, 1.0)
+def finish_autoencoder(
+    model: Autoencoder, tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, scale: float = 1.0
+) -> Autoencoder:
+    """An autoencoder that was built on meta, with these weights, and the scale of its latent where that is known."""
+    state = {name: value.clone() for name, value in tensors.items()} | latent_buffers(model, scale)
     if any(name not in state for name in model.state_dict()):
         state = {**autoencoders.make(**options).state_dict(), **state}
     model.load_state_dict(state, assign=True)

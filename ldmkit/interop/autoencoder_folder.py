@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldmkit import autoencoder as autoencoders
 from ldmkit.autoencoder import Autoencoder
+from ldmkit.build import model_folder
 from ldmkit.errors import CheckpointError
 from ldmkit.interop.assembling import on_meta
 from ldmkit.interop.folders import new_folder, write_json, write_tensors
+from ldmkit.interop.model_card import write_card
 from ldmkit.latent_diffusion import read_config, read_weights
 
 PREFIX = "autoencoder."
 
 
-def save_autoencoder(autoencoder: Autoencoder, folder: str | Path) -> Path:
-    """Writes a new folder. Raises CheckpointError where it holds something already."""
+def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, notes: Sequence[str] = ()) -> Path:
+    """Writes a new folder with its card, in which `notes` stand. Raises CheckpointError where it holds something already."""
     with new_folder(folder) as path:
         write_json(path / "config.json", {"format": 1, "autoencoder": autoencoder.config})
         write_tensors(path / "model.safetensors", {PREFIX + name: v for name, v in autoencoder.state_dict().items()})
+        write_card(path, name=Path(folder).name, notes=notes)
     return Path(folder)
 
 
 def load_autoencoder(folder: str | Path) -> Autoencoder:
-    """The autoencoder of such a folder, or of a saved model's, in eval mode on the CPU.
+    """The autoencoder of such a folder, of a run, of a saved model or of a hub repository, in eval mode on the CPU.
+
+    No plugin is needed for it, whatever conditions the model has.
 
     Raises:
         CheckpointError: there is none, or its weights do not fit.
     """
-    path = Path(folder).expanduser()
-    path = path if (path / "config.json").is_file() else path / "model"
+    path = model_folder(folder)
     config = read_config(path)
     if "autoencoder" not in config:
         raise CheckpointError(f"there is no autoencoder in {folder}")

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ldmkit import autoencoder as autoencoders
+from ldmkit import plugins
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import UsageError
 from ldmkit.interop import compvis_config as original
-from ldmkit.interop import foreign
 from ldmkit.interop.assembling import finish_autoencoder, on_meta
 from ldmkit.interop.compvis_reader import EMA, Imported, Reader, Weights, flat, own, with_leftovers
 from ldmkit.interop.reading import check_finite, read_tensors
 from ldmkit.interop.report import KeyReport, match
+from ldmkit.interop.sanity import sane
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 
@@ -71,7 +72,7 @@ def import_compvis(
             f"the configuration is of an autoencoder alone ({target.short})", hint="use load_compvis_autoencoder"
         )
     tensors = read_tensors(checkpoint)
-    reader = Reader(target, tensors, str(checkpoint), foreign.registry_of(registry))
+    reader = Reader(target, tensors, str(checkpoint), registry or plugins.load())
     return reader.read(weights, heads, null_class, tuple(allow_partial))
 
 
@@ -101,7 +102,7 @@ def import_compvis_autoencoder(
     if not original.is_autoencoder(target):
         raise UsageError(f"{target.short} is no autoencoder", hint="use load_compvis")
     found = read_tensors(checkpoint)
-    with on_meta():
+    with sane(), on_meta():
         model = autoencoders.make(**original.autoencoder(target))
     expected = own(model.state_dict())
     averaged = weights == "ema" and any(name.startswith(EMA + "encoder") for name in found)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmkit.errors import CheckpointError, LdmkitError
+from ldmkit.interop.sanity import bounded, grouped
 from ldmkit.recipe import strict_yaml
 
 Json = dict[str, Any]
@@ -93,6 +94,7 @@ def autoencoder(stage: Target) -> Json:
     if not isinstance(network, Mapping):
         raise CheckpointError(f"{stage.name} has no ddconfig in the configuration")
     _refuse(network, _NETWORK_OFF, "autoencoder")
+    bounded(network, ("num_res_blocks", "ch_mult"), "ddconfig")
     width = _need(network, "z_channels", "ddconfig")
     if stage.params.get("embed_dim", width) != width:
         raise CheckpointError(
@@ -113,6 +115,7 @@ def autoencoder(stage: Target) -> Json:
 
 def _network(network: Mapping[str, Any]) -> Json:
     multipliers = list(network.get("ch_mult", (1, 2, 4, 8)))
+    grouped([_need(network, "ch", "ddconfig") * factor for factor in (1, *multipliers)], GROUPS, "autoencoder")
     resolution = int(_need(network, "resolution", "ddconfig"))
     sides = [resolution // 2**level for level in range(len(multipliers))]
     kind = "linear" if network.get("use_linear_attn") else network.get("attn_type", "vanilla")
@@ -140,7 +143,9 @@ def denoiser(network: Target, heads: int | None = None) -> Json:
     if network.short != "UNetModel":
         raise CheckpointError(f"no UNet of ldmkit is like {network.name}; UNetModel is read")
     _refuse(params, _UNET_OFF, "UNet")
+    bounded(params, ("num_res_blocks", "transformer_depth", "channel_mult"), "unet_config")
     multipliers = list(params.get("channel_mult", (1, 2, 4, 8)))
+    grouped([_need(params, "model_channels", "unet_config") * factor for factor in (1, *multipliers)], GROUPS, "UNet")
     factors = [2**level for level in range(len(multipliers))]
     classes = params.get("num_classes")
     if classes is not None and not isinstance(classes, int):

@@ -13,11 +13,12 @@ from ldmkit import autoencoder as autoencoders
 from ldmkit.conditioning import ForeignStage
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import compvis_config as original
-from ldmkit.interop import foreign, given, released
+from ldmkit.interop import foreign, released
 from ldmkit.interop.assembling import assemble, latent_buffers, on_meta
 from ldmkit.interop.compvis_config import Target
 from ldmkit.interop.reading import check_finite
 from ldmkit.interop.report import KeyReport, match
+from ldmkit.interop.sanity import sane
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.schedules import make as make_schedule
@@ -67,21 +68,34 @@ class Reader:
     """One checkpoint on its way to a model."""
 
     def __init__(self, target: Target, tensors: Mapping[str, Tensor], where: str, registry: Registry) -> None:
-        self.params, self.tensors, self.where, self.registry = target.params, tensors, where, registry
+        self.target, self.params, self.tensors, self.where, self.registry = (
+            target,
+            target.params,
+            tensors,
+            where,
+            registry,
+        )
         self.notes: list[str] = []
         self.null_class: int | None = None
 
     def read(
         self, weights: Weights, heads: int | None, null_class: int | None, allow_partial: tuple[str, ...]
     ) -> Imported:
-        first_stage = original.autoencoder(Target.of(self.params.get("first_stage_config"), "first_stage_config"))
-        network = Target.of(self.params.get("unet_config"), "unet_config")
-        denoiser = original.denoiser(network, heads or self._true_heads(network))
+        if "unet_config" not in self.params:
+            raise CheckpointError(
+                f"the configuration is of a {self.target.name} with no unet_config: it is no LatentDiffusion"
+            )
+        with sane():
+            first_stage = original.autoencoder(Target.of(self.params.get("first_stage_config"), "first_stage_config"))
+            network = Target.of(self.params["unet_config"], "unet_config")
+            denoiser = original.denoiser(network, heads or self._true_heads(network))
         condition = self._condition(denoiser, null_class)
-        config = self._config(first_stage, denoiser, condition)
-        found, report = self._collect(config, condition, weights)
+        with sane():
+            config = self._config(first_stage, denoiser, condition)
+            found, report = self._collect(config, condition, weights)
         raw = self._raw(denoiser) if weights == "ema" and self._averaged else None
-        report = with_leftovers(report, self.tensors, known=self._other_names(denoiser))
+        report = report + self._condition_report(condition)
+        report = with_leftovers(report, self.tensors, known=self._other_names(denoiser, condition))
         report.require(allow_partial, where=self.where)
         check_finite(found, self.where)
         self._check_schedule(config["diffusion"]["schedule"])
@@ -115,7 +129,7 @@ class Reader:
                 raise UsageError("null_class is given, and this model is unconditional")
             return None
         params = dict(stage.params)
-        if "n_classes" in params:
+        if released.counts_classes(stage.short, params):
             null_class = released.null_row(params) if null_class is None else null_class
             params["null_class"] = self.null_class = null_class
         elif null_class is not None:
@@ -130,7 +144,10 @@ class Reader:
             channels=added,
             tensors=_below(COND, self.tensors) if stage.name != original.FIRST_STAGE else {},
         )
-        found = foreign.find(described, self.registry)
+        try:
+            found = foreign.find(described, self.registry)
+        except CheckpointError as error:
+            raise CheckpointError(error.message, where=error.where or self.where, hint=error.hint) from error
         if found is None:
             length = int(params.get("max_seq_len", params.get("max_length", 77 if tokens else 0)) or 1)
             found = foreign.stand_in(described, tokens=tokens, length=length, registry=self.registry)
@@ -152,7 +169,7 @@ class Reader:
         if condition is None or not denoiser["context_width"]:
             return {}
         stage = Target.of(self.params["cond_stage_config"], "cond_stage_config")
-        if "n_classes" in stage.params and condition.slot.type != given.NAME and self.null_class is None:
+        if released.counts_classes(stage.short, stage.params) and not condition.encoded and self.null_class is None:
             self.notes.append("no null class is known, so this model cannot be guided; give null_class if it has one")
             return {}
         return {condition.name: NULL_RATE}
@@ -212,14 +229,30 @@ class Reader:
         with on_meta():
             expected = UNet(**denoiser).state_dict()
         taken, report = match(expected, {name: UNET + name for name in expected}, self.tensors)
-        return {f"denoiser.{name}": value for name, value in taken.items()} if report.complete else None
+        if not report.complete:
+            if report.matched:
+                self.notes.append("the weights before averaging are not whole, and are left out")
+            return None
+        try:
+            check_finite(taken, self.where)
+        except CheckpointError as error:
+            self.notes.append(f"the weights before averaging are left out: {error.message}")
+            return None
+        return {f"denoiser.{name}": value for name, value in taken.items()}
 
-    def _other_names(self, denoiser: Mapping[str, Any]) -> set[str]:
-        """What the UNet's weights are called of both kinds, and the conditioning stage's, which its conditioner judged."""
+    def _condition_report(self, condition: foreign.Found | None) -> KeyReport:
+        """The conditioning stage's tensors that its conditioner took; it raised where one was missing or of another shape."""
+        return KeyReport(matched=tuple(COND + name for name in sorted(condition.read))) if condition else KeyReport()
+
+    def _other_names(self, denoiser: Mapping[str, Any], condition: foreign.Found | None) -> set[str]:
+        """The UNet's weights of both kinds; and the conditioning stage's, where nobody reads it or it is there twice."""
         with on_meta():
             names = UNet(**denoiser).state_dict()
         known = {UNET + name for name in names} | {flat(f"diffusion_model.{name}") for name in names}
-        return known | {name for name in self.tensors if name.startswith(COND)}
+        twice = self.params.get("cond_stage_config") == original.FIRST_STAGE
+        if condition is None or condition.encoded or twice:
+            known |= {name for name in self.tensors if name.startswith(COND)}
+        return known
 
     def _check_schedule(self, options: Mapping[str, Any]) -> None:
         """The rebuilt schedule against the one the model was trained with, where the checkpoint stores it."""
@@ -234,12 +267,20 @@ class Reader:
                 f"the configuration has {len(rebuilt)} timesteps, the checkpoint {len(stored)}", where=self.where
             )
         difference = float(((stored.double() - rebuilt) / rebuilt).abs().max())
-        if difference > SCHEDULE_TOLERANCE:
+        if difference > max(SCHEDULE_TOLERANCE, _rounding(stored)):
             raise CheckpointError(
                 f"the configuration's noise schedule is not the checkpoint's: alphas_cumprod differs by {difference:.2g}",
                 where=self.where,
                 hint="look at linear_start, linear_end, beta_schedule and timesteps",
             )
+
+
+def _rounding(values: Tensor) -> float:
+    """How far the values may be from what was stored: two units in the last place where all of them are of half precision."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(values.to(dtype).to(values.dtype), values):
+            return 2 * torch.finfo(dtype).eps
+    return 0.0
 
 
 def own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -253,7 +294,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def with_leftovers(report: KeyReport, found: Mapping[str, Tensor], *, known: Collection[str]) -> KeyReport:
     """Adds the names that nothing took; `known` ones, and those of training, were left on purpose."""
-    seen = {*report.matched, *report.shapes}
+    seen = {*report.matched, *report.shapes, *report.kinds}
     left = [name for name in found if name not in seen]
     ignored = tuple(name for name in left if name in known or name.startswith(IGNORED))
     return report + KeyReport(unexpected=tuple(name for name in left if name not in set(ignored)), ignored=ignored)

@@ -121,6 +121,8 @@ def _check_groups(module: nn.Module, what: str) -> None:
 def _unet(unet: UNet) -> Json:
     _check_groups(unet, "UNet")
     config, variant, levels = unet.config, unet.variant, resolve_levels(unet.config)
+    if variant.plain_attention:
+        raise refuse("its UNet has plain attention beside its transformers")
     attending = [level for i, level in enumerate(levels) if level.attends or i == len(levels) - 1]
     counts, widths = {level.heads for level in attending}, {level.width // level.heads for level in attending}
     if len(counts) > 1 and len(widths) > 1:
@@ -210,6 +212,8 @@ def _stage(
     if not state and emits.concat == model.autoencoder.image_channels:
         return "LR_image", "torch.nn.Identity", {}, {}
     if set(state) == {"embedding.weight"} and emits.length == 1:
+        if frozenset({slot}) not in model.conditioners.dropout.trained:  # its last row, "no class", was never trained
+            state = {"embedding.weight": state["embedding.weight"][:-1]}
         rows, width = state["embedding.weight"].shape
         params = {"embed_dim": width, "n_classes": rows, "key": "class_label"}
         return "class_label", f"{ENCODERS}ClassEmbedder", params, state
@@ -224,10 +228,22 @@ def _stage(
         params |= {"max_seq_len": bert["max_position_embeddings"], "use_tokenizer": tokenizer_in(options) is not None}
         return "caption", f"{ENCODERS}BERTEmbedder", params, state
     if (clip := text_stages.clip_to(state)) is not None:
-        return (
-            "caption",
-            f"{ENCODERS}FrozenCLIPEmbedder",
-            {},
-            {f"transformer.{name}": value for name, value in clip.items()},
-        )
+        return ("caption", *_clip(slot, clip, text_stages.architecture_in(options), emits.length))
     raise refuse(f"its condition {slot} is none that the original's code has")
+
+
+def _clip(
+    slot: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any], length: int
+) -> tuple[str, Json, dict[str, Tensor]]:
+    """(target, params, tensors) of Stable Diffusion 1's text encoder, or of 2's, which differ in what no tensor shows."""
+    width = tensors["text_model.embeddings.token_embedding.weight"].shape[1]
+    act = described.get("hidden_act")
+    if described.get("num_attention_heads") != width // 64 or described.get("layer_norm_eps", 1e-5) != 1e-5:
+        raise refuse(f"the text encoder of {slot} has other heads or norms than CLIP")
+    if act == "quick_gelu":
+        found = {f"transformer.{name}": value for name, value in tensors.items()}
+        return f"{ENCODERS}FrozenCLIPEmbedder", {"max_length": length}, found
+    if act == "gelu":
+        params = {"freeze": True, "layer": "penultimate", "max_length": length}
+        return f"{ENCODERS}FrozenOpenCLIPEmbedder", params, text_stages.open_clip_to(tensors)
+    raise refuse(f"the text encoder of {slot} has {act} between its layers, and CLIP's have quick_gelu or gelu")

@@ -8,15 +8,12 @@ from typing import Any
 from torch import nn
 
 from ldmkit.autoencoder import Autoencoder
-from ldmkit.diffusion import Diffusion
 from ldmkit.errors import CheckpointError, UsageError
+from ldmkit.interop.sanity import bounded, grouped
 from ldmkit.nn.levels import resolve_levels, spread
-from ldmkit.schedules.discrete import Discrete
 from ldmkit.unet import UNet
 
 Json = dict[str, Any]
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-NOISE = {"linear": "scaled_linear", "plain-linear": "linear"}  # the original's and ours -> diffusers'
 
 
 def refuse(reason: str) -> UsageError:
@@ -48,6 +45,8 @@ def unet_to(unet: UNet, sample_size: int | tuple[int, int]) -> tuple[str, Json]:
         )
     if variant.self_transformer:
         raise refuse("its transformers read no tokens, and UNet2DConditionModel cannot do without")
+    if variant.plain_attention:
+        raise refuse("it has plain attention beside its transformers")
     levels = resolve_levels(config)
     groups = _groups(unet, "UNet")
     common: Json = {
@@ -153,6 +152,8 @@ _UNET_OFF: Json = {
 def unet_from(config: Mapping[str, Any]) -> Json:
     """`UNet(**options)` of a UNet2DModel's or UNet2DConditionModel's config."""
     _check_off(config, _UNET_OFF, "UNet")
+    bounded(config, ("layers_per_block", "transformer_layers_per_block"), "unet")
+    bounded({"levels": len(config["block_out_channels"])}, ("levels",), "unet")
     name = config.get("_class_name")
     if name not in ("UNet2DModel", "UNet2DConditionModel"):
         raise CheckpointError(f"no UNet of ldmkit is like {name}; UNet2DModel and UNet2DConditionModel are read")
@@ -160,6 +161,7 @@ def unet_from(config: Mapping[str, Any]) -> Json:
     down = list(config["down_block_types"])
     if any(width % widths[0] for width in widths):
         raise CheckpointError(f"block_out_channels {widths} are no multiples of the first, which ldmkit's UNet has")
+    grouped(widths, config.get("norm_num_groups", 32), "UNet")
     known = {"DownBlock2D", "AttnDownBlock2D", "CrossAttnDownBlock2D", "ResnetDownsampleBlock2D"}
     if unknown := sorted(set(down) - known):
         raise CheckpointError(f"blocks {', '.join(unknown)} are not read; {', '.join(sorted(known))} are")
@@ -258,11 +260,14 @@ def autoencoder_from(config: Mapping[str, Any]) -> tuple[Json, float, float]:
     if name not in ("AutoencoderKL", "VQModel"):
         raise CheckpointError(f"no autoencoder of ldmkit is like {name}; AutoencoderKL and VQModel are read")
     _check_off(config, _AUTOENCODER_OFF, "autoencoder")
+    bounded(config, ("layers_per_block",), "autoencoder")
+    bounded({"levels": len(config["block_out_channels"])}, ("levels",), "autoencoder")
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise CheckpointError("an autoencoder with latents_mean and latents_std is not read")
     widths, down = list(config["block_out_channels"]), list(config["down_block_types"])
     if any(width % widths[0] for width in widths):
         raise CheckpointError(f"block_out_channels {widths} are no multiples of the first")
+    grouped(widths, config.get("norm_num_groups", 32), "autoencoder")
     if unknown := sorted(set(down) - {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}):
         raise CheckpointError(f"autoencoder blocks {', '.join(unknown)} are not read")
     if config["in_channels"] != config["out_channels"]:
@@ -288,77 +293,6 @@ def autoencoder_from(config: Mapping[str, Any]) -> tuple[Json, float, float]:
         options |= {"codebook": config["num_vq_embeddings"], "swapped": True}
     shift = config.get("shift_factor") or 0.0
     return options, float(config.get("scaling_factor", 0.18215) or 1.0), float(shift)
-
-
-# schedule
-
-
-def scheduler_to(diffusion: Diffusion) -> tuple[str, Json]:
-    """(class, config) of a scheduler that steps like the original's DDIM."""
-    schedule = diffusion.schedule
-    if not isinstance(schedule, Discrete):
-        raise refuse(f"its schedule ({schedule.config['type']}) is no table of betas")
-    if diffusion.prediction.name not in PREDICTIONS:
-        raise refuse(
-            f"it predicts {diffusion.prediction.name}, and DDIMScheduler knows {', '.join(PREDICTIONS.values())}"
-        )
-    config = schedule.config
-    named = config["type"] in NOISE and not config.get("zero_snr") and config.get("shift", 1.0) == 1.0
-    betas: Json = (
-        {"beta_schedule": NOISE[config["type"]], "beta_start": config["start"], "beta_end": config["end"]}
-        if named
-        else {"trained_betas": schedule.betas.tolist()}
-    )
-    return "DDIMScheduler", {
-        "num_train_timesteps": schedule.timesteps,
-        **betas,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "prediction_type": PREDICTIONS[diffusion.prediction.name],
-        "timestep_spacing": "leading",
-    }
-
-
-def scheduler_from(config: Mapping[str, Any]) -> tuple[Json, Json, list[str]]:
-    """(`diffusion` section, `sampling` defaults, notes) of a scheduler's config."""
-    name = config.get("_class_name", "DDIMScheduler")
-    notes = [] if name in ("DDIMScheduler", "PNDMScheduler") else [f"sampling with ddim in place of {name}"]
-    predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in predictions:
-        raise CheckpointError(f"prediction_type {prediction} is not read; {', '.join(predictions)} are")
-    timesteps = int(config.get("num_train_timesteps", 1000))
-    if (betas := config.get("trained_betas")) is not None:
-        schedule: Json = {"type": "given", "betas": list(betas)}
-    else:
-        kinds = {theirs: ours for ours, theirs in NOISE.items()} | {"squaredcos_cap_v2": "cosine"}
-        kind = config.get("beta_schedule", "linear")
-        if kind not in kinds:
-            raise CheckpointError(f"beta_schedule {kind} is not read; {', '.join(kinds)} are")
-        schedule = {"type": kinds[kind], "timesteps": timesteps}
-        if kind != "squaredcos_cap_v2":
-            schedule |= {"start": config.get("beta_start", 1e-4), "end": config.get("beta_end", 0.02)}
-    if config.get("rescale_betas_zero_snr"):
-        schedule["zero_snr"] = True
-    if config.get("clip_sample", name == "DDIMScheduler"):
-        notes.append("the scheduler clips its x_0; latents are not clipped here")
-    return {"schedule": schedule, "prediction": predictions[prediction]}, _sampling(config, name, notes), notes
-
-
-def _sampling(config: Mapping[str, Any], name: str, notes: list[str]) -> Json:
-    spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
-    clean = bool(config.get("set_alpha_to_one", name == "DDIMScheduler"))
-    sampler = {"sampler": "plms" if name == "PNDMScheduler" else "ddim", "steps": 50, "guidance": 1.0}
-    if name == "PNDMScheduler" and not config.get("skip_prk_steps", False):
-        notes.append("PNDM's Runge-Kutta steps are not taken: sampling is PLMS throughout")
-    if spacing == "leading" and offset == 1:
-        if clean:
-            notes.append(
-                "the scheduler ends on clean data after timestep 1; here sampling ends on timestep 0's noise level"
-            )
-        return {**sampler, "spacing": "compvis"}
-    return {**sampler, "spacing": spacing, "clean": clean}
 
 
 def _check_off(config: Mapping[str, Any], off: Mapping[str, Any], what: str) -> None:

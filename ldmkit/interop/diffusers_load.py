@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from ldmkit import autoencoder as autoencoders
+from ldmkit import plugins
+from ldmkit.autoencoder import Autoencoder
 from ldmkit.conditioning import ForeignStage
 from ldmkit.errors import CheckpointError
 from ldmkit.interop import diffusers_config as configs
 from ldmkit.interop import diffusers_keys as keys
 from ldmkit.interop import foreign, text_stages
-from ldmkit.interop.assembling import assemble, latent_buffers, on_meta
-from ldmkit.interop.compvis_reader import NULL_RATE, Imported
+from ldmkit.interop.assembling import assemble, finish_autoencoder, latent_buffers, on_meta
+from ldmkit.interop.compvis_reader import NULL_RATE, Imported, own
+from ldmkit.interop.diffusers_schedule import scheduler_from
 from ldmkit.interop.folders import read_json
 from ldmkit.interop.reading import check_finite, read_tensors
 from ldmkit.interop.report import KeyReport, match
+from ldmkit.interop.sanity import sane
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.unet import UNet
@@ -42,12 +46,44 @@ def load_diffusers(folder: str | Path, *, registry: Registry | None = None) -> L
     return import_diffusers(folder, registry=registry).model
 
 
-def import_diffusers(folder: str | Path, *, registry: Registry | None = None) -> Imported:
-    """`load_diffusers`, with the report of keys and notes for a person."""
+def import_diffusers(
+    folder: str | Path, *, allow_partial: Sequence[str] = (), registry: Registry | None = None
+) -> Imported:
+    """`load_diffusers`, with the report of keys and notes for a person.
+
+    `allow_partial`: patterns of names that may be missing (they get fresh weights), left over, or of another shape.
+    """
     path = Path(folder).expanduser()
     if not (path / "model_index.json").is_file():
         raise CheckpointError(f"{folder} is no pipeline of diffusers: it has no model_index.json")
-    return _Folder(path, foreign.registry_of(registry)).read()
+    return _Folder(path, registry or plugins.load(), allow_partial).read()
+
+
+def import_diffusers_autoencoder(
+    folder: str | Path, *, allow_partial: Sequence[str] = ()
+) -> tuple[Autoencoder, KeyReport]:
+    """An AutoencoderKL or VQModel in a folder of its own, in eval mode on the CPU, and the report of keys.
+
+    Raises CheckpointError as `load_diffusers` does.
+    """
+    path = Path(folder).expanduser()
+    component = Component(path, read_json(path / "config.json"))
+    with sane(), on_meta():
+        options, scale, shift = configs.autoencoder_from(component.config)
+        model = autoencoders.make(**options)
+    if shift:
+        raise CheckpointError(f"an autoencoder alone with a shift_factor ({shift}) is not read", where=str(path))
+    expected = own(model.state_dict())
+    found, report = _read(keys.autoencoder_rules(model), component, expected, "")
+    report.require(allow_partial, where=str(path))
+    check_finite(found, str(path))
+    return finish_autoencoder(model, found, options, scale=scale), report
+
+
+def is_component(folder: str | Path) -> bool:
+    """Whether the folder holds one model of diffusers, and no pipeline."""
+    config = Path(folder).expanduser() / "config.json"
+    return config.is_file() and "_class_name" in read_json(config)
 
 
 @dataclass(frozen=True)
@@ -69,26 +105,25 @@ class Component:
 class _Folder:
     """One pipeline folder on its way to a model."""
 
-    def __init__(self, path: Path, registry: Registry) -> None:
-        self.path, self.registry = path, registry
+    def __init__(self, path: Path, registry: Registry, allow_partial: Sequence[str]) -> None:
+        self.path, self.registry, self.allow_partial = path, registry, allow_partial
         self.index = read_json(path / "model_index.json")
         self.notes: list[str] = []
 
     def read(self) -> Imported:
         unet = self._component("unet")
         first = self._component("vae", "vqvae")
-        denoiser = configs.unet_from(unet.config)
-        first_stage, scale, shift = self._first_stage(first)
-        objective, sampling, notes = configs.scheduler_from(
-            read_json(self.path / "scheduler" / "scheduler_config.json")
-        )
+        with sane():
+            denoiser = configs.unet_from(unet.config)
+            first_stage, scale, shift = self._first_stage(first)
+            objective, sampling, notes = scheduler_from(read_json(self.path / "scheduler" / "scheduler_config.json"))
+            side = unet.config.get("sample_size") or 64
+            height, width = (side, side) if isinstance(side, int) else side
+            size = [int(height) * first_stage["downsample"], int(width) * first_stage["downsample"]]
         self.notes.extend(notes)
         condition = self._condition(denoiser, first_stage)
-        side = unet.config.get("sample_size") or 64
-        height, width = (side, side) if isinstance(side, int) else side
-        factor = first_stage["downsample"]
         config = {
-            "size": [height * factor, width * factor],
+            "size": size,
             "autoencoder": first_stage,
             "denoiser": denoiser,
             "diffusion": objective,
@@ -96,10 +131,12 @@ class _Folder:
             "dropout": {condition.name: NULL_RATE} if condition is not None and denoiser["context_width"] else {},
             "sampling": sampling,
         }
-        tensors, report = self._tensors(config, unet, first, scale, shift)
+        with sane():
+            tensors, report = self._tensors(config, unet, first, scale, shift)
         if condition is not None:
+            report = report + KeyReport(matched=tuple(f"{condition.name}.{name}" for name in sorted(condition.read)))
             tensors |= {f"conditioners.{condition.name}.{name}": value for name, value in condition.tensors.items()}
-        report.require(where=str(self.path))
+        report.require(self.allow_partial, where=str(self.path))
         check_finite(tensors, str(self.path))
         return Imported(assemble(config, tensors, self.registry), report, tuple(self.notes))
 
@@ -157,6 +194,7 @@ class _Folder:
                     "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
                     text_stages.clip_from(encoder.tensors()),
                 )
+                params["architecture"] = {**UNSEEN, **encoder.config}
             else:
                 return ForeignStage(kind, params, "caption", "tokens", 0)
             return ForeignStage(target, params, "caption", "tokens", 0, tensors)
@@ -177,7 +215,7 @@ class _Folder:
 
 
 # Of a text encoder: no tensor's shape tells them, and other values are other numbers. Value: what a file without it means.
-UNSEEN: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 12}
+UNSEEN: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8}
 UNSEEN_LDM_BERT: dict[str, Any] = {"head_dim": 64, "activation_function": "gelu", "scale_embedding": False}
 
 

@@ -17,6 +17,7 @@ from ldmkit.interop import diffusers_config as configs
 from ldmkit.interop import diffusers_keys as keys
 from ldmkit.interop import text_stages
 from ldmkit.interop.diffusers_config import refuse
+from ldmkit.interop.diffusers_schedule import scheduler_to
 from ldmkit.interop.folders import new_folder, write_json, write_tensors
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.unet import UNet
@@ -52,7 +53,7 @@ def write_pipeline(model: LatentDiffusion, path: Path) -> str:
         "unet": ["diffusers", unet_class],
         first: ["diffusers", write_autoencoder(model.autoencoder, path / first)],
     }
-    scheduler, config = configs.scheduler_to(model.diffusion)
+    scheduler, config = scheduler_to(model.diffusion)
     write_json(path / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **_version(), **config})
     index |= {"scheduler": ["diffusers", scheduler], **slots.write(path)}
     write_json(path / "model_index.json", index)
@@ -171,10 +172,8 @@ def _text(model: LatentDiffusion, slot: str, conditioner: Conditioner) -> tuple[
         raise refuse(f"its condition {slot} has no tokenizer, which the text pipelines need")
     _check_mask(model, slot, conditioner)
     if clip is not None:
-        config = next(
-            (value for value in options.values() if isinstance(value, Mapping) and "hidden_size" in value), None
-        )
-        if config is None or model.autoencoder.config["type"] != "kl":
+        config = text_stages.architecture_in(options)
+        if not config or model.autoencoder.config["type"] != "kl":
             raise refuse("StableDiffusionPipeline needs CLIP's configuration and a KL autoencoder")
         found = {**config, "architectures": ["CLIPTextModel"]}
         return "StableDiffusionPipeline", TextSlots(

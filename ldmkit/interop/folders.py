@@ -11,12 +11,30 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldmkit.errors import CheckpointError, ResourceError
+from ldmkit.latent_diffusion.files import RAW
 
 MOST_JSON = 16 * 2**20  # bytes
+
+
+def check_new(folder: Path) -> None:
+    """That a new directory can be made there, before any work is done for it.
+
+    Raises:
+        CheckpointError: it holds something already.
+        ResourceError: it cannot be made, because a file is in its way or the place cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already", hint="choose a new directory; nothing was written")
+    around = next((place for place in folder.absolute().parents if os.path.lexists(place)), None)
+    if around is not None and not (around.is_dir() and os.access(around, os.W_OK)):
+        what = "cannot be written" if around.is_dir() else "is no directory"
+        raise ResourceError(
+            f"{folder} cannot be made: {around} {what}", hint="choose another place; nothing was written"
+        )
 
 
 @contextmanager
@@ -28,8 +46,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         ResourceError: it cannot be written.
     """
     folder = Path(path).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already", hint="choose a new directory; nothing was written")
+    check_new(folder)
     aside = folder.parent / f".{folder.name}-{uuid4().hex[:8]}"
     try:
         try:
@@ -56,6 +73,13 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(
         {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, file, {"format": "pt"}
     )
+
+
+def read_raw(run: str | Path) -> dict[str, Tensor] | None:
+    """The weights before averaging of a run or a saved model in a local directory, where it has both kinds."""
+    folder = Path(run).expanduser()
+    file = next((place / RAW for place in (folder, folder / "model") if (place / RAW).is_file()), None)
+    return None if file is None else load_file(file)
 
 
 def read_json(file: Path) -> dict[str, Any]:

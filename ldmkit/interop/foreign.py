@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor
 
-from ldmkit import plugins
 from ldmkit.conditioning import Conditioner, ForeignStage
 from ldmkit.errors import PluginError
 from ldmkit.interop import given
 from ldmkit.latent_diffusion import Slot
 from ldmkit.options import derived
 from ldmkit.plugins import Registry
-from ldmkit.registry import Entry, Origin
 
 
 @dataclass(frozen=True)
@@ -30,15 +28,29 @@ class Found:
     conditioner: Conditioner
     notes: tuple[str, ...] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    read: frozenset[str] = frozenset()  # which of the stage's tensors the conditioner looked at
+    encoded: bool = False  # nobody reads the stage: values are what it would have given
 
 
-def registry_of(registry: Registry | None) -> Registry:
-    """The given registry, or everything installed; with the stand-in for modalities that nobody registered."""
-    registry = registry or plugins.load()
-    if given.NAME not in registry.conditioners:
-        entry = Entry(given.NAME, given.GivenConditioner, Origin(entry_point="ldmkit"))
-        registry.conditioners.add(entry)
-    return registry
+class Watched(Mapping[str, Tensor]):
+    """A stage's tensors, remembering which of them were looked at; asking whether one is there is no look."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors, self.read = tensors, set[str]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.tensors[name]
+        self.read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 def find(stage: ForeignStage, registry: Registry) -> Found | None:
@@ -54,12 +66,14 @@ def find(stage: ForeignStage, registry: Registry) -> Found | None:
         except PluginError as error:
             notes.append(f"the conditioner {name} could not be asked: {error.message}")
             continue
-        claimed = _claim(kind, stage)
+        watched = Watched(stage.tensors)
+        claimed = _claim(kind, replace(stage, tensors=watched))
         if claimed is not None:
             conditioner, options = claimed
             slot = Slot(name, _plain(name, kind, options, registry), {}, _origin(name, registry))
             tensors = conditioner.state_dict()
-            return Found(name.replace("-", "_"), slot, conditioner.eval(), tuple(notes), tensors)
+            read = frozenset(watched.read)
+            return Found(name.replace("-", "_"), slot, conditioner.eval(), tuple(notes), tensors, read)
     return None
 
 
@@ -80,7 +94,7 @@ def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, registry:
         f"no installed plugin reads the conditioning stage {stage.target} ({stage.key}): autoencoder, UNet and schedule are "
         f"here, and the slot takes what that stage would give, {takes}; install a plugin for it and import again"
     )
-    return Found(slot_name(stage.key), slot, conditioner.eval(), (note,))
+    return Found(slot_name(stage.key), slot, conditioner.eval(), (note,), encoded=True)
 
 
 def slot_name(key: str) -> str:

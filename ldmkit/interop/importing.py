@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldmkit.errors import CheckpointError, UsageError
+from ldmkit.autoencoder import Autoencoder
+from ldmkit.errors import UsageError
 from ldmkit.interop import compvis_config
 from ldmkit.interop.autoencoder_folder import save_autoencoder
 from ldmkit.interop.compvis import import_compvis, import_compvis_autoencoder
 from ldmkit.interop.compvis_reader import Imported, Weights
-from ldmkit.interop.diffusers_load import import_diffusers
+from ldmkit.interop.diffusers_load import import_diffusers, import_diffusers_autoencoder, is_component
+from ldmkit.interop.folders import check_new
+from ldmkit.interop.model_card import save_hub
 from ldmkit.interop.report import KeyReport
 from ldmkit.plugins import Registry
 
@@ -41,22 +44,44 @@ def import_to(
     A checkpoint with an average gives a folder with both kinds of weights (`ldmkit.load(folder, weights="raw")`). An
     autoencoder alone gives a folder for ``autoencoder: {from: ...}``.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already", hint="choose a new directory; nothing was written")
-    if (Path(source).expanduser() / "model_index.json").is_file():
-        if config is not None or heads is not None or null_class is not None:
-            raise UsageError("a folder of diffusers says all itself: config, heads and null class are for checkpoints")
-        return _save(import_diffusers(source, registry=registry), folder)
+    check_new(folder)
+    name = Path(source).name
+    pipeline = (Path(source).expanduser() / "model_index.json").is_file()
+    if pipeline or is_component(source):
+        if config is not None or heads is not None or null_class is not None or weights == "raw":
+            raise UsageError(
+                "a folder of diffusers says all itself: config, weights, heads and null class are for checkpoints"
+            )
+        origin = f"Imported from the diffusers folder `{name}`."
+        if not pipeline:
+            alone = import_diffusers_autoencoder(source, allow_partial=allow_partial)
+            return _save_autoencoder(*alone, folder, origin)
+        return _save(import_diffusers(source, allow_partial=allow_partial, registry=registry), folder, origin)
     if config is None:
         raise UsageError("a checkpoint needs the YAML that came with it", hint="--config FILE")
+    origin = f"Imported from the checkpoint `{name}`."
     if compvis_config.is_autoencoder(compvis_config.read(config)):
-        autoencoder, report = import_compvis_autoencoder(source, config, weights=weights, allow_partial=allow_partial)
-        save_autoencoder(autoencoder, folder)
-        return Written(report, ("an autoencoder alone: use it with autoencoder.from in a recipe",), (weights,))
-    options = {"weights": weights, "heads": heads, "null_class": null_class}
-    return _save(import_compvis(source, config, **options, allow_partial=allow_partial, registry=registry), folder)  # type: ignore[arg-type]
+        if heads is not None or null_class is not None:
+            raise UsageError("an autoencoder alone has neither heads to choose nor classes")
+        alone = import_compvis_autoencoder(source, config, weights=weights, allow_partial=allow_partial)
+        return _save_autoencoder(*alone, folder, origin)
+    found = import_compvis(
+        source,
+        config,
+        weights=weights,
+        heads=heads,
+        null_class=null_class,
+        allow_partial=allow_partial,
+        registry=registry,
+    )
+    return _save(found, folder, origin)
 
 
-def _save(found: Imported, folder: Path) -> Written:
-    found.model.save(folder, found.raw)
+def _save_autoencoder(autoencoder: Autoencoder, report: KeyReport, folder: Path, origin: str) -> Written:
+    save_autoencoder(autoencoder, folder, [origin])
+    return Written(report, ("an autoencoder alone: use it with autoencoder.from in a recipe",), ("one",))
+
+
+def _save(found: Imported, folder: Path, origin: str) -> Written:
+    save_hub(found.model, folder, raw=found.raw, notes=(origin, *found.notes))
     return Written(found.report, found.notes, ("ema", "raw") if found.raw else ("one",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +18,17 @@ from ldmkit.errors import CheckpointError
 from ldmkit.interop import unpickling
 
 MOST_ENTRIES = 200_000  # members of a checkpoint's archive; the released ones have a few thousand
+PRINTABLE = frozenset(range(32, 127)) | frozenset(b"\t\n\r\f")
 MOST_INDEX = 64 * 2**20  # bytes of a shard index
-WRAPPER = "module."  # what DistributedDataParallel puts before every name
+# What DistributedDataParallel, torch.compile and sharding put before the names of what they wrap.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module")
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint on the CPU, floating ones as float32: nothing of the file is executed.
 
     A torch checkpoint (`.ckpt`, `.pt`, `.bin`: its `state_dict`, or the whole where it is one), a safetensors file, or a
-    sharded one (its index, or the directory that holds it). ``module.`` prefixes are taken off.
+    sharded one (its index, or the directory that holds it). What wrappers put into names (``module.``) is taken out.
 
     Raises:
         CheckpointError: not there, truncated, no checkpoint at all (a web page, a pointer of git-lfs), an archive that lies
@@ -51,7 +54,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _check_head(head: bytes, file: Path) -> None:
-    start = head.lstrip().lower()
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
         raise CheckpointError("the checkpoint is empty", where=str(file), hint="download it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -60,6 +63,12 @@ def _check_head(head: bytes, file: Path) -> None:
         )
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError("this is a pointer of git-lfs and no checkpoint", where=str(file), hint="git lfs pull")
+    if file.suffix != ".json" and start and all(byte in PRINTABLE for byte in start):
+        raise CheckpointError(
+            f"this is text and no checkpoint: {start[:60].decode('ascii').splitlines()[0]!r}",
+            where=str(file),
+            hint="a download that failed may leave its error message in the file",
+        )
 
 
 def _read_archive(file: Path) -> dict[str, Tensor]:
@@ -96,12 +105,16 @@ def _check_archive(file: Path) -> None:
 
 
 def _read_legacy(file: Path) -> dict[str, Tensor]:
+    """torch's format before 1.6: pickles one after the other. Only torch's own reader of weights looks at it."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle that torch would not have written
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if (asked := unpickling.asked(file)) is not None:
+            raise unpickling.refused(asked, file) from error
         raise CheckpointError(
-            f"this is no checkpoint that can be read without executing it: {reason}",
+            "this is no checkpoint, or it is truncated or damaged",
             where=str(file),
             hint="torch checkpoints (.ckpt, .pt) and safetensors are read; a truncated file has to be downloaded again",
         ) from error
@@ -117,7 +130,10 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError("the checkpoint holds no tensors", where=str(file))
     for name, value in tensors.items():
-        if value.layout is torch.strided and value.nbytes > value.untyped_storage().nbytes():
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            kind = "has no values" if value.is_meta else f"is {'quantised' if value.is_quantized else 'sparse'}"
+            raise CheckpointError(f"the tensor {name} {kind}; plain ones are read", where=str(file))
+        if value.nbytes > value.untyped_storage().nbytes():
             raise CheckpointError(
                 f"the tensor {name} says that it is {tuple(value.shape)}, more than the file holds", where=str(file)
             )
@@ -135,10 +151,16 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _only_index(folder: Path) -> Path:
+    if (folder / ".metadata").is_file():
+        raise CheckpointError(
+            "this is a distributed checkpoint of torch, whose metadata is a pickle: it is not read",
+            where=str(folder),
+            hint="turn it into safetensors where it was made",
+        )
     found = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         raise CheckpointError(
-            f"{folder} holds {len(found)} safetensors files or indices; give the one to read", where=str(folder)
+            f"the directory holds {len(found)} safetensors files or indices; give the one to read", where=str(folder)
         )
     return found[0]
 
@@ -164,9 +186,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith(WRAPPER) for name in tensors):
-        return {name.removeprefix(WRAPPER): value for name, value in tensors.items()}
-    return dict(tensors)
+    names = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in tensors}
+    if len(set(names.values())) < len(names):  # then they mean something here
+        return dict(tensors)
+    return {names[name]: value for name, value in tensors.items()}
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

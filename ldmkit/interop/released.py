@@ -47,6 +47,11 @@ def wrong_heads(params: Mapping[str, Any], parameters: int) -> WrongHeads | None
     return known.get(found)
 
 
+def counts_classes(stage: str, params: Mapping[str, Any]) -> bool:
+    """Whether a conditioning stage is a table of classes; how many may be left out of its YAML (then 1000)."""
+    return "n_classes" in params or stage == "ClassEmbedder"
+
+
 def null_row(params: Mapping[str, Any]) -> int | None:
     """The row that stands for no class in a table of ImageNet's classes and one more (cin256-v2)."""
     return 1000 if params.get("n_classes") == 1001 else None

@@ -16,18 +16,19 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class KeyReport:
-    """Names as the checkpoint has them. `shapes`: name -> (in the checkpoint, in the model)."""
+    """Names as the checkpoint has them. `shapes`, `kinds` (whole numbers for floating ones): name -> (there, in the model)."""
 
     matched: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()  # known, and of no use: recomputed buffers, training losses
 
     @property
     def complete(self) -> bool:
         """Whether every tensor found its place."""
-        return not (self.missing or self.unexpected or self.shapes)
+        return not (self.missing or self.unexpected or self.shapes or self.kinds)
 
     def require(self, allow_partial: Sequence[str] = (), *, where: str) -> None:
         """Raises CheckpointError unless the match is full, but for names that a pattern of `allow_partial` fits (``loss.*``)."""
@@ -37,6 +38,8 @@ class KeyReport:
 
         shapes, missing, unexpected = left(tuple(self.shapes)), left(self.missing), left(self.unexpected)
         lines = [f"{name} is {self.shapes[name][0]}, the model has {self.shapes[name][1]}" for name in shapes]
+        kinds = left(tuple(self.kinds))
+        lines += [f"{name} is {self.kinds[name][0]}, the model has {self.kinds[name][1]}" for name in kinds]
         lines += [f"{name} is missing" for name in missing] + [f"{name} is not in the model" for name in unexpected]
         if lines:
             more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
@@ -51,7 +54,13 @@ class KeyReport:
     def summary(self) -> str:
         """One line for a person."""
         parts = [f"{len(self.matched)} matched", f"{len(self.missing)} missing", f"{len(self.unexpected)} unexpected"]
-        return ", ".join([*parts, f"{len(self.shapes)} of another shape"])
+        parts += [f"{len(self.shapes)} of another shape"]
+        return ", ".join([*parts, f"{len(self.kinds)} of another kind"] if self.kinds else parts)
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """The names that did not match."""
+        return (*self.missing, *self.unexpected, *self.shapes, *self.kinds)
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`: the names that did not match, and how many did."""
@@ -61,6 +70,7 @@ class KeyReport:
             "missing": list(self.missing),
             "unexpected": list(self.unexpected),
             "shapes": shapes,
+            "kinds": {name: list(pair) for name, pair in self.kinds.items()},
             "ignored": len(self.ignored),
         }
 
@@ -71,6 +81,7 @@ class KeyReport:
             self.missing + other.missing,
             self.unexpected + other.unexpected,
             {**self.shapes, **other.shapes},
+            {**self.kinds, **other.kinds},
             self.ignored + other.ignored,
         )
 
@@ -83,14 +94,22 @@ def match(
     Says nothing of unexpected names: what is left over shows only when all parts have taken theirs.
     """
     taken: dict[str, Tensor] = {}
-    matched, missing, shapes = [], [], {}
+    matched, missing = [], []
+    shapes: dict[str, tuple[Shape, Shape]] = {}
+    kinds: dict[str, tuple[str, str]] = {}
     for ours, value in expected.items():
         theirs = names[ours]
         if theirs not in found:
             missing.append(theirs)
         elif found[theirs].shape != value.shape:
             shapes[theirs] = (tuple(found[theirs].shape), tuple(value.shape))
+        elif found[theirs].is_floating_point() != value.is_floating_point():
+            kinds[theirs] = (_kind(found[theirs]), _kind(value))
         else:
             taken[ours] = found[theirs]
             matched.append(theirs)
-    return taken, KeyReport(tuple(matched), tuple(missing), (), shapes)
+    return taken, KeyReport(tuple(matched), tuple(missing), (), shapes, kinds)
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -99,3 +99,41 @@ def clip_to(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     if not all(name.startswith(known) for name in short) or "embeddings.token_embedding.weight" not in short:
         return None
     return {f"text_model.{name}": value for name, value in short.items() if not name.endswith("position_ids")}
+
+
+def architecture_in(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The description of a pretrained text encoder among a conditioner's options; empty where there is none."""
+    return next((value for value in options.values() if isinstance(value, Mapping) and "hidden_size" in value), {})
+
+
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+_OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def open_clip_to(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIPTextModel's tensors as open_clip's, to be read before the last layer: that one, which nothing reads, is zero."""
+    short = {name.removeprefix("text_model."): value for name, value in tensors.items()}
+    out = {f"model.{theirs}": short[ours] for ours, theirs in _OPEN_CLIP_ENDS.items()}
+    depth = sum(name.endswith("mlp.fc1.weight") for name in short)
+    for layer in range(depth):
+        ours, theirs = f"encoder.layers.{layer}.", f"model.transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            out |= {f"{theirs}{b}.{kind}": short[f"{ours}{a}.{kind}"] for a, b in _OPEN_CLIP_LAYER.items()}
+            parts = [short[f"{ours}self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+            out[f"{theirs}attn.in_proj_{kind}"] = torch.cat(parts)
+    first = "model.transformer.resblocks.0."
+    unread = {name.removeprefix(first): value for name, value in out.items() if name.startswith(first)}
+    out |= {f"model.transformer.resblocks.{depth}.{name}": torch.zeros_like(value) for name, value in unread.items()}
+    width = out["model.ln_final.weight"].shape[0]
+    return {**out, "model.text_projection": torch.zeros(width, width), "model.logit_scale": torch.zeros(())}

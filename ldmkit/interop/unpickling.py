@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import sys
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ldmkit.errors import CheckpointError
 
+LEGACY_PICKLES = 5  # a magic number, a version, the machine, the content, the names of storages
 MOST_PICKLE = 256 * 2**20  # bytes of the pickle itself, without the tensors
 
 STORAGES: Mapping[str, torch.dtype] = {
@@ -85,17 +87,62 @@ def read(file: Path, refused: Exception) -> Any:
         with zipfile.ZipFile(file) as archive:
             return _read(archive)
     except DangerousError as danger:
-        raise CheckpointError(
-            f"the checkpoint asks to execute {danger} when it is loaded: it was refused, and nothing of it ran",
-            where=str(file),
-            hint="do not load this file with other software; get the weights as safetensors from a source you trust",
-        ) from None
+        raise _dangerous(str(danger), file) from None
     except Exception as error:
         raise CheckpointError(
             f"the checkpoint cannot be read: {_first_line(error)} (torch says: {_first_line(refused)})",
             where=str(file),
             hint="a truncated file has to be downloaded again",
         ) from error
+
+
+def asked(file: Path) -> str | None:
+    """The first name that a file of pickles, one after the other, asks for and a state_dict has no use for. Executes nothing."""
+    try:
+        with file.open("rb") as stream:
+            for _ in range(LEGACY_PICKLES):
+                words: list[str] = []
+                for code, argument, _ in pickletools.genops(stream):
+                    if isinstance(argument, str) and code.name != "GLOBAL":
+                        words.append(argument)
+                        continue
+                    named = argument.split(" ") if code.name == "GLOBAL" and isinstance(argument, str) else words[-2:]
+                    if code.name in ("GLOBAL", "STACK_GLOBAL") and len(named) == 2 and not _of_tensors(*named):
+                        return ".".join(named)
+    except (OSError, ValueError, IndexError, UnicodeDecodeError):
+        return None  # what comes after the pickles, or no pickle at all
+    return None
+
+
+def _of_tensors(module: str, name: str) -> bool:
+    return (module, name) in ALLOWED or (module == "torch" and name in STORAGES)
+
+
+def refused(name: str, file: Path) -> CheckpointError:
+    """The error for a checkpoint of the old format that asks for a name which torch's reader of weights does not allow."""
+    if _harmless(*name.rpartition(".")[::2]):
+        return CheckpointError(
+            f"the checkpoint holds an object of {name}, and is in torch's old format, in which only tensors are read",
+            where=str(file),
+            hint="load it where it was made, and save its state_dict again",
+        )
+    return _dangerous(name, file)
+
+
+def _dangerous(name: str, file: Path) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint asks to execute {name} when it is loaded: it was refused, and nothing of it ran",
+        where=str(file),
+        hint="do not load this file with other software; get the weights as safetensors from a source you trust",
+    )
+
+
+def _harmless(module: str, name: str) -> bool:
+    """Whether a name may stand for data; of Python's own library, only what checkpoints hold."""
+    if module in ("builtins", "__builtin__"):
+        return name in PLAIN
+    top = module.partition(".")[0]
+    return top in HARMLESS or not (top in sys.stdlib_module_names or top in ("posix", "nt"))
 
 
 def _read(archive: zipfile.ZipFile) -> Any:
@@ -124,13 +171,10 @@ class Reader(pickle.Unpickler):
             return STORAGES[name]
         if (module, name) in ALLOWED:
             return ALLOWED[module, name]
+        if not _harmless(module, name):
+            raise DangerousError(f"{module}.{name}")
         if module in ("builtins", "__builtin__"):
-            if name in PLAIN:
-                return PLAIN[name]
-            raise DangerousError(f"{module}.{name}")
-        top = module.partition(".")[0]
-        if (top in sys.stdlib_module_names or top in ("posix", "nt")) and top not in HARMLESS:
-            raise DangerousError(f"{module}.{name}")
+            return PLAIN[name]
         return self.stand_ins.setdefault(f"{module}.{name}", type(str(name), (StandIn,), {}))
 
     def persistent_load(self, pid: Any) -> Tensor:

@@ -84,6 +84,7 @@ def verify_pipeline(model: LatentDiffusion, folder: Path, name: str) -> Verifica
         if frozenset({slot}) in model.conditioners.dropout.trained:
             request["guidance"] = SCALE
     options: dict[str, Any] = {"sampler": "ddim", "spacing": "compvis", "eta": 0.0, "guidance": request["guidance"]}
+    options |= {"guidance_options": "plain", "negative": {}}  # whatever the model was saved with
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # words of the prompt that the model never saw
         latents = model.sample(values, size=model.size, steps=STEPS, noise=noise, output="latent", **options)

@@ -24,6 +24,8 @@ class Variant:
         released code does with no context), instead of plain attention blocks.
     groups: groups of every group norm; by default 32, or fewer where a level is narrower than 128 channels (see
         ``ldmkit.nn.group_norm``). The released code has 32 at every width.
+    plain_attention: beside the transformers that read tokens, the plain attention of a UNet without tokens, before each of them.
+        So a model that was trained without tokens can learn to read them from where it is.
     classes: rows of an embedding table inside the UNet, added to the time embedding (`labels` of ``forward``).
     checkpoint: recompute activations in the backward pass: less memory, about a third more time.
     """
@@ -32,6 +34,7 @@ class Variant:
     resample_blocks: bool = False
     linear_projection: bool = False
     self_transformer: bool = False
+    plain_attention: bool = False
     groups: int | None = None
     classes: int | None = None
     checkpoint: bool = False
@@ -110,6 +113,11 @@ def _check_options(config: Mapping[str, Any]) -> None:
         raise UsageError(f"channels={config['channels']}; the timestep embedding needs an even number")
     if config["context_width"] is not None and config["variant"]["self_transformer"]:
         raise UsageError("self_transformer is for a UNet without tokens; here context_width is given")
+    if config["context_width"] is None and config["variant"]["plain_attention"]:
+        raise UsageError(
+            "plain_attention stands beside transformers that read tokens, and this UNet reads none",
+            hint="without a condition by tokens the attention is plain anyway: leave plain_attention out",
+        )
 
 
 def spread(name: str, value: int | Sequence[int], levels: int) -> list[int]:

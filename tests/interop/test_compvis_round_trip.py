@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import ldmkit
 from ldmkit import plugins
-from ldmkit.build import _assemble
+from ldmkit.build import assemble
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import import_compvis, load_compvis, load_compvis_autoencoder
 from ldmkit.interop.autoencoder_folder import load_autoencoder
@@ -22,11 +22,31 @@ from ldmkit.testing import check_conditioner
 
 KL = {"type": "kl", "downsample": 4, "multipliers": [1, 1, 1], "channels": 32, "blocks": 1, "latent_channels": 3}
 VQ = {**KL, "type": "vq", "codebook": 16, "middle_attention": True}
+CLIP = {
+    "model_type": "clip_text_model",
+    "vocab_size": 30,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "max_position_embeddings": 5,
+    "bos_token_id": 0,
+    "eos_token_id": 29,
+}
 CONDITIONS = {
     "none": {},
     "class": {"class": {"type": "class", "options": {"classes": 5, "width": 24}}},
     "low-res": {"low_res": {"type": "low-res", "options": {"scale": 4}}},
     "semantic-map": {"semantic_map": {"type": "semantic-map", "options": {"classes": 6, "channels": 2}}},
+    "stable diffusion 1": {
+        "text": {
+            "type": "text",
+            "options": {"ids": 30, "length": 5, "architecture": {**CLIP, "hidden_act": "quick_gelu"}},
+        }
+    },
+    "stable diffusion 2": {
+        "text": {"type": "text", "options": {"ids": 30, "length": 5, "architecture": {**CLIP, "hidden_act": "gelu"}}}
+    },
     "text": {"text": {"type": "text", "options": {"ids": 20, "length": 5, "width": 16, "depth": 1, "heads": 1}}},
 }
 
@@ -52,11 +72,11 @@ def made(registry, condition, autoencoder=KL, **denoiser):
         },
         "diffusion": {"schedule": {"type": "linear", "start": 0.0015, "end": 0.0205}, "loss": "l1"},
         "conditioners": slots,
-        "dropout": {},
+        "dropout": {slot: 0.1 for slot in slots if slot == "class"},
         "sampling": {"sampler": "ddim", "spacing": "compvis", "steps": 2},
     }
     torch.manual_seed(0)
-    model = _assemble(config, registry)
+    model = assemble(config, registry)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "absent" not in name:
@@ -70,11 +90,14 @@ def value(condition):
         "low-res": torch.rand(3, 8, 8) * 2 - 1,
         "semantic-map": torch.randint(6, (32, 32)),
         "text": [1, 4, 2],
+        "stable diffusion 1": [1, 4, 2],
+        "stable diffusion 2": [1, 4, 2],
     }[condition]
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("kind", ["kl", "vq"])
+@pytest.mark.filterwarnings("ignore:the tokenizer")  # which no checkpoint holds
 def test_models_come_back_bit_for_bit(registry, tmp_path, condition, kind):
     model = made(registry, condition, {"kl": KL, "vq": VQ}[kind])
     model.autoencoder.latent_scale.fill_(0.5)
@@ -89,6 +112,21 @@ def test_models_come_back_bit_for_bit(registry, tmp_path, condition, kind):
     given = [{slot: value(condition) for slot in model.conditioners}]
     settings = {"steps": 2, "output": "latent", "spacing": "compvis", "sampler": "ddim"}
     assert torch.equal(model.sample(given, **settings), again.sample(given, **settings))
+
+
+@pytest.mark.parametrize("null_class", [None, 5, 2])
+def test_a_table_of_classes_comes_back_with_or_without_a_null(saved, tmp_path, registry, null_class):
+    """A row that stands for no class, and was never trained, is not exported; one that was is the last."""
+    first = load(saved, tmp_path, registry, null_class=null_class).model
+    save_compvis(first, tmp_path / "out")
+    config = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+    rows = config["model"]["params"]["cond_stage_config"]["params"]["n_classes"]
+    assert rows == {None: 6, 5: 6, 2: 7}[null_class]
+    last = None if null_class is None else rows - 1
+    again = load_compvis(tmp_path / "out/model.ckpt", tmp_path / "out/config.yaml", null_class=last, registry=registry)
+    ours, theirs = first.state_dict(), again.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert again.conditioners.dropout.to_json() == first.conditioners.dropout.to_json()
 
 
 def test_both_kinds_of_weights(registry, tmp_path):
@@ -106,12 +144,13 @@ def test_both_kinds_of_weights(registry, tmp_path):
     ("change", "reason"),
     [
         ({"variant": {"groups": 8}}, "groups"),
+        ({"variant": {"groups": 32, "plain_attention": True}, "condition": "class"}, "plain attention beside"),
         ({"multipliers": [1, 2, 4], "heads": [1, 2, 1], "attention": [1, 2]}, "neither one number of heads"),
     ],
 )
 def test_what_the_original_cannot_represent_is_refused(registry, change, reason):
     with pytest.raises(UsageError, match=reason):
-        compvis_of(made(registry, "none", **change))
+        compvis_of(made(registry, change.pop("condition", "none"), **change))
 
 
 @pytest.fixture

@@ -215,6 +215,10 @@ def test_attention_of_older_folders_is_read():
         ({"multipliers": (2, 2), "attention": (2,), "head_width": 8, "variant": G8}, "multiplier"),
         ({"attention": (2,), "heads": 1, "variant": {**G8, "self_transformer": True}}, "read no tokens"),
         (
+            {"attention": (2,), "heads": 1, "context_width": 8, "variant": {**G8, "plain_attention": True}},
+            "plain attention beside",
+        ),
+        (
             {"attention": (2,), "heads": 1, "context_width": 8, "variant": {**G8, "resample_blocks": True}},
             "resamples in residual blocks",
         ),

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from ldmkit import plugins
-from ldmkit.build import _assemble
+from ldmkit.build import assemble
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import import_diffusers, load_diffusers, save_diffusers, verifying, verifying_child
+from ldmkit.interop.autoencoder_folder import load_autoencoder
 from ldmkit.interop.folders import write_tensors
+from ldmkit.interop.importing import import_to
+from ldmkit.interop.model_card import save_hub, stated_licence
 from ldmkit.interop.verifying import LIMIT, export_diffusers
 
 with warnings.catch_warnings():
@@ -89,7 +92,7 @@ def made(registry, name, autoencoder=None, diffusion=None):
         "sampling": {"sampler": "ddim", "spacing": "compvis", "steps": 4},
     }
     torch.manual_seed(0)
-    model = _assemble(config, registry)
+    model = assemble(config, registry)
     with torch.no_grad():
         for part in (model.autoencoder, model.denoiser):
             for parameter in part.parameters():
@@ -237,17 +240,113 @@ def test_the_command_verifies_in_a_subprocess(registry, tmp_path):
     assert told["verified"]["latents"] < LIMIT
 
 
+def test_a_first_stage_in_a_folder_of_its_own(registry, tmp_path):
+    """As people publish better decoders: one component, no pipeline."""
+    model = made(registry, "LDMPipeline", KL)
+    model.autoencoder.latent_scale.fill_(0.3)
+    save_diffusers(model, tmp_path / "out")
+    written = import_to(tmp_path / "out/vqvae", tmp_path / "first")
+    assert written.report.complete
+    again = load_autoencoder(tmp_path / "first")
+    assert torch.equal(again.latent_scale, model.autoencoder.latent_scale)
+    picture = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(again.encode(picture), model.autoencoder.encode(picture))
+    with pytest.raises(UsageError, match="says all itself"):
+        import_to(tmp_path / "out/vqvae", tmp_path / "second", weights="raw")
+
+
+def test_partial_pipelines_are_refused_unless_the_tensors_are_named(registry, tmp_path):
+    save_diffusers(made(registry, "LDMPipeline"), tmp_path / "out")
+    file = tmp_path / "out/unet/diffusion_pytorch_model.safetensors"
+    tensors = verifying.load_file(file)
+    del tensors["conv_out.bias"]
+    write_tensors(file, {**tensors, "extra": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="1 missing, 1 unexpected"):
+        import_diffusers(tmp_path / "out", registry=registry)
+    found = import_diffusers(tmp_path / "out", registry=registry, allow_partial=("out.2.bias", "extra"))
+    assert found.report.differences == ("out.2.bias", "extra")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("unet", "layers_per_block", 10**8, "1 to 128 are read"),
+        ("unet", "block_out_channels", "wide", "no network can be built"),
+        ("unet", "norm_num_groups", 5, "do not divide its 16 channels"),
+        ("vqvae", "block_out_channels", None, "no network can be built"),
+        ("scheduler", "num_train_timesteps", "many", "no network can be built"),
+    ],
+)
+def test_configurations_that_no_network_can_be_built_of(registry, tmp_path, part, key, value, message):
+    save_diffusers(made(registry, "LDMPipeline"), tmp_path / "out")
+    file = tmp_path / "out" / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        import_diffusers(tmp_path / "out", registry=registry)
+
+
+def test_a_name_on_the_hub_is_read_like_a_folder(registry, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    import ldmkit
+    from ldmkit.errors import OfflineError
+
+    asked = []
+
+    def fetched(name, **_):
+        asked.append(name)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    (tmp_path / "snapshot").mkdir()
+    with pytest.raises(CheckpointError, match=r"someone/cats is no model of ldmkit: it has no config\.json"):
+        ldmkit.load("someone/cats", registry=registry)
+    save_hub(made(registry, "LDMPipeline"), tmp_path / "snapshot")
+    assert ldmkit.load("someone/cats", registry=registry).size == (32, 32)
+    assert asked == ["someone/cats"] * 2
+
+    def offline(name, **_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(OfflineError, match=r"someone/cats is neither a local directory nor .*no network"):
+        ldmkit.load("someone/cats", registry=registry)
+
+
+def test_what_is_to_be_imported_first_is_said(registry, tmp_path):
+    import ldmkit
+
+    save_diffusers(made(registry, "LDMPipeline"), tmp_path / "out")
+    (tmp_path / "m.ckpt").write_bytes(b"")
+    for place, what in ((tmp_path / "out", "a pipeline of diffusers"), (tmp_path / "m.ckpt", "a file")):
+        with pytest.raises(CheckpointError, match=f"is {what}, and no model of ldmkit\n  ldmkit import"):
+            ldmkit.load(place, registry=registry)
+
+
+FIGURE = {
+    "name": "psnr",
+    "title": "PSNR",
+    "value": 21.5,
+    "unit": "dB",
+    "interval": [20.0, 23.0],
+    "beside": {"bicubic": 19.0},
+}
+
+
 def test_the_hub_format_is_a_model_with_a_card(registry, tmp_path):
     import ldmkit
-    from ldmkit.interop.model_card import save_hub
 
     model = made(registry, "LDMSuperResolutionPipeline")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/recipe.resolved.yaml").write_text("name: cats\ndata: {type: folder, size: 32}\n")
-    (tmp_path / "run/evaluation.json").write_text('{"psnr": 21.5}')
+    (tmp_path / "run/evaluation.json").write_text(json.dumps({"n": 8, "figures": [FIGURE]}))
     save_hub(model, tmp_path / "hub", run=tmp_path / "run", licence="cc-by-4.0")
     card = (tmp_path / "hub/README.md").read_text()
     assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: ldmkit\n")
-    for part in ("`folder`", '"psnr": 21.5', "name: cats", "`low_res`"):
+    for part in ("`folder`", "| PSNR | 21.5 dB | 20 to 23 | bicubic 19 |", "name: cats", "`low_res`"):
         assert part in card
     assert ldmkit.load(tmp_path / "hub").size == (32, 32)
+    assert stated_licence(tmp_path / "hub") == "cc-by-4.0"
+    save_hub(model, tmp_path / "again", run=tmp_path / "hub")
+    assert (tmp_path / "again/README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")

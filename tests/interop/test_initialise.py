@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 import ldmkit
 from ldmkit import plugins
-from ldmkit.build import _assemble
+from ldmkit.build import assemble
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.hookspecs import hookimpl
 from ldmkit.initialise import initialise
-from ldmkit.nn import AttentionBlock
-from ldmkit.unet import UNet
 
 
 class Hint(Conditioner):
@@ -51,22 +47,20 @@ class Plugin:
         register("hint", Hint)
 
 
-class BesideUNet(UNet):
-    """What `variant: {plain_attention: true}` stands for: the plain attention stays, and transformers come after it."""
-
-    def _attention(self, level, *, middle=False):
-        if level.attends or middle:
-            yield AttentionBlock(level.width, level.heads, groups=self.variant.groups)
-        yield from super()._attention(level, middle=middle)
-
-
 @pytest.fixture(scope="module")
 def registry():
     return plugins.load(only=(), extra=[Plugin()])
 
 
-def made(registry, **slots):
-    denoiser = {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [2], "head_width": 8}
+def made(registry, variant=None, **slots):
+    denoiser = {
+        "channels": 16,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention": [2],
+        "head_width": 8,
+        "variant": variant,
+    }
     config = {
         "size": [16, 16],
         "autoencoder": {"type": "kl", "downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 4},
@@ -78,7 +72,7 @@ def made(registry, **slots):
         "dropout": {},
         "sampling": {},
     }
-    model = _assemble(config, registry)
+    model = assemble(config, registry)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
@@ -111,14 +105,36 @@ def test_a_new_condition_starts_without_effect(registry, tmp_path, port):
     assert check(model, source, registry, tmp_path / "source").added == ["new"]
 
 
-def test_a_new_condition_by_tokens_starts_without_effect(registry, tmp_path, monkeypatch):
-    source = made(registry)
-    source.save(tmp_path / "source")
-    monkeypatch.setattr(sys.modules["ldmkit.build"], "UNet", BesideUNet)
-    model = made(registry, new={"tokens": 6})
-    monkeypatch.undo()
-    initialise(model, tmp_path / "source", registry=registry)
-    assert torch.equal(first_step(model, HINTS), first_step(source, HINTS))
+def test_a_new_condition_by_tokens_starts_without_effect(registry, tmp_path):
+    """The plain attention of the source stays, and the transformers after it add nothing yet."""
+    source, model = made(registry), made(registry, {"plain_attention": True}, new={"tokens": 6})
+    assert check(model, source, registry, tmp_path / "source").added == ["new"]
+    kinds = [type(block).__name__ for block in model.denoiser.middle_block]
+    assert kinds == ["ResidualBlock", "AttentionBlock", "SpatialTransformer", "ResidualBlock"]
+
+
+def test_what_learned_to_read_tokens_beside_plain_attention_comes_back(registry, tmp_path):
+    beside = {"plain_attention": True}
+    source, model = (
+        made(registry, beside, old={"tokens": 6}),
+        made(registry, beside, old={"tokens": 6}, new={"vector": 3}),
+    )
+    assert check(model, source, registry, tmp_path / "source").added == ["new"]
+    assert torch.equal(
+        first_step(ldmkit.load(tmp_path / "source", registry=registry), HINTS), first_step(source, HINTS)
+    )
+
+
+def test_new_tokens_learn(registry, tmp_path):
+    source, model = made(registry), made(registry, {"plain_attention": True}, new={"tokens": 6})
+    check(model, source, registry, tmp_path / "source")
+    model.train()
+    conditioning = model.conditioners(
+        {"new": {"hint": torch.ones(2, 1)}}, {"new": torch.ones(2, dtype=torch.bool)}, model.canvas(), 2
+    )
+    output = model.denoiser(torch.randn(2, 4, 8, 8), torch.tensor([3.0, 9.0]), **conditioning.kwargs())
+    output.square().mean().backward()
+    assert model.denoiser.get_parameter("middle_block.2.proj_out.weight").grad.abs().max() > 0
 
 
 def test_new_conditions_learn(registry, tmp_path):

@@ -30,6 +30,10 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
+class Strange:
+    """Something that a trainer leaves in a checkpoint."""
+
+
 def same(found, expected=STATE):
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -132,19 +136,34 @@ def test_a_malicious_checkpoint_is_refused_and_does_not_run(tmp_path, zipped):
     with pytest.raises(CheckpointError, match="execut") as caught:
         read_tensors(tmp_path / "m.ckpt")
     assert not trap.exists()
-    if zipped:
-        assert "mkdir" in str(caught.value)
-        assert "nothing of it ran" in str(caught.value)
+    assert "mkdir" in str(caught.value)
+    assert "nothing of it ran" in str(caught.value)
     torch.load(tmp_path / "m.ckpt", weights_only=False)  # it is a real one
     assert trap.exists()
 
 
 def test_a_bare_pickle_that_executes_is_refused(tmp_path):
     trap = tmp_path / "trap"
-    (tmp_path / "m.ckpt").write_bytes(pickle.dumps(Payload(trap)))
-    with pytest.raises(CheckpointError):
-        read_tensors(tmp_path / "m.ckpt")
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "m.ckpt").write_bytes(pickle.dumps(Payload(trap), protocol))
+        with pytest.raises(CheckpointError, match=r"execute .*mkdir|is text and no checkpoint"):
+            read_tensors(tmp_path / "m.ckpt")
     assert not trap.exists()
+
+
+def test_an_object_in_the_old_format_is_named(tmp_path):
+    torch.save({"state_dict": STATE, "opt": Strange()}, tmp_path / "m.ckpt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"an object of .*Strange, and is in torch's old format"):
+        read_tensors(tmp_path / "m.ckpt")
+
+
+def test_a_distributed_checkpoint_is_not_read(tmp_path):
+    """Its metadata is a pickle."""
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "trap")))
+    (tmp_path / "__0_0.distcp").write_bytes(b"0")
+    with pytest.raises(CheckpointError, match="distributed checkpoint of torch"):
+        read_tensors(tmp_path)
+    assert not (tmp_path / "trap").exists()
 
 
 @pytest.mark.parametrize(
@@ -154,7 +173,10 @@ def test_a_bare_pickle_that_executes_is_refused(tmp_path):
         (b"<!DOCTYPE html><html>", "web page"),
         (b"\n  <html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
-        (b"not a checkpoint at all", "no checkpoint"),
+        (b"not a checkpoint at all", "is text and no checkpoint: 'not a checkpoint at all'"),
+        (b'{"error": "Repository not found"}', "is text"),
+        (b"\xef\xbb\xbf<html>", "web page"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", "no checkpoint, or it is truncated"),
     ],
 )
 def test_what_is_no_checkpoint(tmp_path, content, message):

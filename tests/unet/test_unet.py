@@ -209,6 +209,7 @@ def test_narrow_networks_see_the_timestep(options: dict[str, Any]) -> None:
         ({"channels": 15}, "even number"),
         ({"multipliers": ()}, "at least one level"),
         ({"context_width": 8, "variant": {"self_transformer": True}}, "without tokens"),
+        ({"variant": {"plain_attention": True}}, "this UNet reads none"),
         ({"variant": {"scale_shfit": True}}, "scale_shift"),
     ],
 )

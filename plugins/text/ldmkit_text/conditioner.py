@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
-from ldmkit.errors import DataError, LdmkitError, RecipeError, UsageError
+from ldmkit.errors import CheckpointError, DataError, LdmkitError, RecipeError, UsageError
 from ldmkit_text.pretrained import PretrainedEncoder, check_length, read_architecture
 from ldmkit_text.tokenizer import (
     as_written,
@@ -161,7 +161,10 @@ class TextConditioner(Conditioner):
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:
-        """CompVis' `BERTEmbedder` and `TransformerEmbedder` (unless of boxes), and `FrozenCLIPEmbedder`."""
+        """The original's `BERTEmbedder`, `TransformerEmbedder` (unless of boxes), `FrozenCLIPEmbedder`, `FrozenOpenCLIPEmbedder`.
+
+        Raises CheckpointError for weights that do not fit.
+        """
         from ldmkit_text.foreign import read_stage
 
         found = read_stage(stage)
@@ -169,7 +172,10 @@ class TextConditioner(Conditioner):
             return None
         options, tensors = found
         conditioner = cls(**options)
-        conditioner.transformer.load_state_dict(tensors)
+        try:
+            conditioner.transformer.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"the text encoder does not fit: {' '.join(str(error).split())[:300]}") from error
         return conditioner
 
     def _prepare(self, value: Any, error: type[LdmkitError]) -> tuple[Tensors, str]:

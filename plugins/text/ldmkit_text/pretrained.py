@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldmkit.errors import OfflineError, RecipeError
+from ldmkit.hub import cache_unless_reached
 
 
 class PretrainedEncoder(nn.Module):
@@ -37,7 +38,10 @@ class PretrainedEncoder(nn.Module):
         from transformers import AutoModelForTextEncoding
 
         try:
-            found = AutoModelForTextEncoding.from_pretrained(name, config=self.model.config)
+            with cache_unless_reached(name):
+                found = AutoModelForTextEncoding.from_pretrained(
+                    name, config=self.model.config, trust_remote_code=False
+                )
         except OSError as error:
             raise not_there("text encoder", name, error) from error
         self.model.load_state_dict(_without_pooler(found).state_dict())
@@ -55,7 +59,8 @@ def read_architecture(name: str) -> dict[str, Any]:
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        with cache_unless_reached(name):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise not_there("text encoder", name, error) from error
     except ValueError as error:

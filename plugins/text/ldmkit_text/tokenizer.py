@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ldmkit.errors import RecipeError
+from ldmkit.hub import cache_unless_reached
 from ldmkit_text.pretrained import not_there
 
 if TYPE_CHECKING:
@@ -62,15 +64,24 @@ def _finish(tokenizer: Tokenizer) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
 
 
-def read_tokenizer(name: str, length: int) -> str:
-    """The `transformers` tokenizer in a directory or under a hub name, as JSON."""
+def read_tokenizer(name: str, length: int, pad: str | None = None) -> str:
+    """The `transformers` tokenizer in a directory or under a hub name, as JSON; `pad` is a token to pad with in place of its own.
+
+    Raises:
+        OfflineError: it is neither on disk nor can it be fetched.
+        RecipeError: it brings code of its own, or is no tokenizer that the `tokenizers` library reads.
+    """
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(name)
+        with cache_unless_reached(name):
+            found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        backend = found.backend_tokenizer
     except OSError as error:
         raise not_there("tokenizer", name, error) from error
-    return with_length(found.backend_tokenizer, length, found.pad_token or found.eos_token)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise RecipeError(f"the tokenizer {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    return with_length(backend, length, pad or found.pad_token or found.eos_token)
 
 
 def with_length(tokenizer: Tokenizer, length: int, pad: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_what_is_no_text_encoder(tmp_path):
 
 @pytest.fixture
 def no_tokenizer(monkeypatch):
-    def absent(name: str, length: int) -> str:
+    def absent(name: str, length: int, pad: str | None = None) -> str:
         raise OfflineError(f"no {name}")
 
     monkeypatch.setattr(foreign, "read_tokenizer", absent)
@@ -170,7 +171,7 @@ def test_a_released_text_transformer(no_tokenizer):
 
 
 def test_with_its_tokenizer_it_reads_text(monkeypatch):
-    monkeypatch.setattr(foreign, "read_tokenizer", lambda name, length: fit_tokenizer(CAPTIONS, length))
+    monkeypatch.setattr(foreign, "read_tokenizer", lambda name, length, pad=None: fit_tokenizer(CAPTIONS, length))
     network = TextTransformer(vocabulary=40, length=9, width=24, depth=1, heads=2)
     conditioner = TextConditioner.from_foreign(bert_stage(network))
     assert conditioner.preview(conditioner.from_user("a red circle", (64, 64))) == "a red circle"
@@ -217,3 +218,55 @@ def test_a_stage_without_its_weights():
     with pytest.raises(CheckpointError, match=r"token_emb\.weight is not in the checkpoint"):
         TextConditioner.from_foreign(ForeignStage("x.BERTEmbedder", {}, "caption", "tokens", 0))
     assert TextConditioner.from_foreign(ForeignStage("x.ClassEmbedder", {}, "caption", "tokens", 0)) is None
+
+
+def test_a_tokenizer_and_a_description_beside_the_weights(folder):
+    """A folder of diffusers brings both: no hub is asked, and what no shape tells is what the folder says."""
+    from transformers import AutoModelForTextEncoding, CLIPTextConfig
+
+    model = AutoModelForTextEncoding.from_pretrained(folder / "clip_text_model").eval()
+    config = {**CLIPTextConfig.from_pretrained(folder / "clip_text_model").to_dict(), "layer_norm_eps": 0.1}
+    model.final_layer_norm.eps = 0.1
+    for layer in model.encoder.layers:
+        layer.layer_norm1.eps = layer.layer_norm2.eps = 0.1
+    state = {name.removeprefix("text_model."): value for name, value in model.state_dict().items()}
+    tensors = {f"transformer.text_model.{name}": value for name, value in state.items()}
+    params = {"max_length": 10, "tokenizer": str(folder / "clip_text_model"), "architecture": config}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        conditioner = TextConditioner.from_foreign(
+            ForeignStage("x.FrozenCLIPEmbedder", params, "caption", "tokens", 0, tensors)
+        ).eval()
+    assert conditioner.tokenizer is None  # the directory is gone tomorrow; what it said is kept
+    assert conditioner.transformer.model.config.num_attention_heads == 2
+    prepared = conditioner.collate([conditioner.from_user("a red circle", (64, 64))])
+    with torch.no_grad():
+        expected = model(input_ids=prepared["ids"]).last_hidden_state
+        torch.testing.assert_close(conditioner.encode(prepared, canvas()).tokens, expected)
+
+
+def test_a_description_cannot_bring_code_or_sizes(folder):
+    model = tiny_model("clip_text_model")
+    tensors = {
+        f"transformer.text_model.{name.removeprefix('text_model.')}": v for name, v in model.state_dict().items()
+    }
+    said = {"auto_map": {"AutoConfig": "evil.Config"}, "num_hidden_layers": 10**9, "num_attention_heads": 2}
+    params = {"max_length": 10, "tokenizer": str(folder / "clip_text_model"), "architecture": said}
+    stage = ForeignStage("x.FrozenCLIPEmbedder", params, "caption", "tokens", 0, tensors)
+    config = TextConditioner.from_foreign(stage).transformer.model.config
+    assert not hasattr(config, "auto_map")
+    assert config.num_hidden_layers == 2
+
+
+def test_a_tokenizer_that_brings_code_is_not_run(folder, tmp_path):
+    model = tiny_model("clip_text_model")
+    tensors = {
+        f"transformer.text_model.{name.removeprefix('text_model.')}": v for name, v in model.state_dict().items()
+    }
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'trap')!r})\nclass Evil: pass\n")
+    told = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    params = {"max_length": 10, "tokenizer": str(tmp_path), "architecture": {"num_attention_heads": 2}}
+    with pytest.warns(UserWarning, match="reads token ids only"):
+        TextConditioner.from_foreign(ForeignStage("x.FrozenCLIPEmbedder", params, "caption", "tokens", 0, tensors))
+    assert not (tmp_path / "trap").exists()
