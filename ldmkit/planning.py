@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldmkit import scaling
 from ldmkit.build import build, fit
+from ldmkit.scaling import Share
 
 if TYPE_CHECKING:
     from ldmkit.latent_diffusion import LatentDiffusion
@@ -50,17 +53,23 @@ class Plan:
     latent: tuple[int, int, int]
     parts: tuple[Part, ...]
     stages: tuple[Stage, ...]
+    shares: tuple[Share, ...] = ()  # of the diffusion stage, one for each number of GPUs asked for
 
     @property
     def parameters(self) -> int:
         return sum(part.parameters for part in self.parts)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "parameters": self.parameters}
+        shares = [share.to_json() for share in self.shares]
+        return {**asdict(self), "shares": shares, "parameters": self.parameters}
 
 
-def plan(recipe: Recipe, registry: Registry) -> Plan:
-    """The plan of a recipe. What conditioners learn from the data (class lists, vocabularies) is learned first."""
+def plan(recipe: Recipe, registry: Registry, gpus: Sequence[int] = ()) -> Plan:
+    """The plan of a recipe. What conditioners learn from the data (class lists, vocabularies) is learned first.
+
+    Args:
+        gpus: numbers of GPUs, for each of which `shares` says what one of them holds and sends.
+    """
     recipe = fit(recipe.validate_components(registry), registry)
     with torch.device("meta"):
         model = build(recipe, registry)
@@ -69,7 +78,7 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
     latent = model.latent_shape((height, width))
     image = torch.empty(1, model.autoencoder.image_channels, height, width, device="meta")
     first = _measured(lambda: model.autoencoder(image).images)
-    second = _measured(lambda: _denoised(model, latent))
+    second = _measured(lambda: _denoised(model, latent), *_blocks(model, recipe))
     parts = [Part("autoencoder", recipe.autoencoder.type, _shape(latent), *_counted(model.autoencoder), first.flops)]
     for slot, conditioner in model.conditioners.items():
         ports = {port: size for port, size in vars(conditioner.emits).items() if size and port != "length"}
@@ -80,7 +89,9 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
     if recipe.autoencoder.train is not None:
         stages.append(_stage("autoencoder", recipe.autoencoder.train, [model.autoencoder], first))
     stages.append(_stage("diffusion", recipe.train, [model.denoiser, model.conditioners], second))
-    return Plan(recipe.name, (height, width), latent, tuple(parts), tuple(stages))
+    load = scaling.load(model, recipe, activations=second.activations, latent=4 * math.prod(latent), flops=second.flops)
+    shares = tuple(scaling.share(load, recipe, count) for count in gpus)
+    return Plan(recipe.name, (height, width), latent, tuple(parts), tuple(stages), shares)
 
 
 @dataclass(frozen=True)
@@ -89,19 +100,50 @@ class _Measure:
     activations: int  # bytes kept for the backward pass, one image
 
 
-def _measured(forward: Callable[[], Tensor]) -> _Measure:
-    """FLOPs of a forward pass, and the bytes that autograd keeps of it."""
-    kept = 0
+def _measured(forward: Callable[[], Tensor], *checkpointed: nn.Module) -> _Measure:
+    """FLOPs of a forward pass, and the bytes that autograd keeps of it.
+
+    Of `checkpointed` blocks the inputs are kept, and all of the one that costs most, while it is computed again.
+    """
+    kept: dict[int, UntypedStorage] = {}  # a tensor that two operations need is kept once
+    inputs, inside = 0, [0]
 
     def pack(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += 0 if isinstance(tensor, nn.Parameter) else tensor.nbytes
+        if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept.setdefault(storage._cdata, storage)
         return tensor
 
+    def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        nonlocal inputs
+        inputs += arguments[0].nbytes
+        inside.append(_bytes(kept))
+
+    def after(*_: object) -> None:
+        inside.append(_bytes(kept) - inside.pop())
+
+    hooks = [
+        hook for m in checkpointed for hook in (m.register_forward_pre_hook(before), m.register_forward_hook(after))
+    ]
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
-    return _Measure(counter.get_total_flops(), kept)
+    for hook in hooks:
+        hook.remove()
+    return _Measure(counter.get_total_flops(), _bytes(kept) - sum(inside) + inputs + max(inside))
+
+
+def _bytes(kept: Mapping[int, UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _blocks(model: LatentDiffusion, recipe: Recipe) -> list[nn.Module]:
+    """The blocks of the UNet whose activations are computed again in the backward pass."""
+    unet = model.denoiser
+    if not (unet.checkpointing or recipe.runtime.checkpointing):
+        return []
+    stages = (*unet.input_blocks, unet.middle_block, *unet.output_blocks)
+    return [block for stage in stages for block in stage.children()]
 
 
 def _denoised(model: LatentDiffusion, latent: tuple[int, int, int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +17,20 @@ from ldmkit.recipe import Recipe
 from ldmkit.recipe import load as load_recipe
 from ldmkit.rundir import Difference, RunDirectory, now, read_status, versions
 from ldmkit.training.console import Console, duration
+from ldmkit.training.launching import launched
+from ldmkit.training.ranks import Ranks
 from ldmkit.training.stop import Interrupted, Stop
 
 if TYPE_CHECKING:
     from ldmkit.evaluation import Results
     from ldmkit.latent_diffusion import LatentDiffusion
 
+MEMORY = (
+    "what takes less, first things first: train.accumulate: 2 or more (same numbers, half of the activations), "
+    "runtime.checkpointing: true, runtime.precision: bf16 on a GPU, runtime.cache left at auto (no encoder in stage two), "
+    "train.optimizer: adamw-8bit on a GPU, a smaller train.batch, a smaller denoiser; the same command continues"
+)
+REPEATED = 10.0  # seconds in which a signal to one of several processes is the same signal, handed on
 FINISHED = ("model/config.json", "evaluation.json", "report.html")
 
 
@@ -39,12 +48,12 @@ class Run:
 
     @cached_property
     def model(self) -> LatentDiffusion:
-        """The trained model, with its average weights.
+        """The trained model, with its average weights; of a run that has not come to its end, that of its newest checkpoint.
 
         Raises:
-            CheckpointError: the run has not come to its end.
+            CheckpointError: there is none yet.
         """
-        from ldmkit.build import load
+        from ldmkit.trained import load
 
         return load(self.path)
 
@@ -71,6 +80,7 @@ def run(
     out: str | Path | None = None,
     *,
     fresh: bool = False,
+    accept_new_data: bool = False,
     registry: Registry | None = None,
     console: Console | bool = True,
 ) -> Run:
@@ -80,6 +90,7 @@ def run(
         recipe: a recipe, a file, or the name of a bundled one.
         out: the run's directory; default: ``runs/NAME``.
         fresh: start anew; a run that is there is renamed, nothing is deleted.
+        accept_new_data: go on with data that changed since the run began; their order is another one.
         registry: the plugins; default: all that are installed.
         console: where progress goes; True is standard output, False nowhere.
 
@@ -92,21 +103,50 @@ def run(
     screen = console if isinstance(console, Console) else Console(enabled=console)
     registry = registry or plugins.load()
     asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    asked = asked.validate_components(registry)
+    asked = _whole(asked.validate_components(registry), registry)
     path = Path(out).expanduser() if out is not None else Path("runs") / asked.name
     result = Run(path, asked)
-    with RunDirectory(path, fresh=fresh) as directory, Stop() as stop:
+    with launched() as ranks, ExitStack() as stack, Stop(grace=REPEATED if ranks.count > 1 else 0.0) as stop:
+        if not ranks.first:
+            screen = Console(enabled=False)
+        directory = RunDirectory(path, fresh=fresh, holder=ranks.first)
+        ranks.decide(lambda: bool(stack.enter_context(directory)))
+        changed, finished = ranks.decide(lambda: _compared(directory, asked, ranks))
         if directory.moved is not None:
             screen.note(f"the old run is now {directory.moved}")
-        changed = directory.check(asked.resolved())
-        if _finished(directory, asked, changed):
+        if finished:
             _say_finished(screen, result)
             return result
         for difference in changed:
             screen.note(f"  changed: {difference}")
         _begin(directory, registry)
-        _work(result, directory, registry, screen, stop)
+        _work(result, directory, registry, screen, stop, ranks, accept_new_data)
     return result
+
+
+def _compared(directory: RunDirectory, recipe: Recipe, ranks: Ranks) -> tuple[list[Difference], bool]:
+    """What changed since the run began, and whether it is finished."""
+    for section in ("train", "autoencoder.train"):
+        settings = recipe.train if section == "train" else recipe.autoencoder.train
+        if settings is not None and (left := settings.batch % ranks.count):
+            fits = [size for size in (settings.batch - left, settings.batch - left + ranks.count) if size]
+            raise recipe.error(
+                f"a batch of {settings.batch} cannot be shared by {ranks.count} processes equally",
+                *section.split("."),
+                "batch",
+                hint=f"`batch` is that of all processes together; {' or '.join(map(str, fits))} can be shared",
+            )
+    changed = directory.check(recipe.resolved())
+    return changed, _finished(directory, recipe, changed)
+
+
+def _whole(recipe: Recipe, registry: Registry) -> Recipe:
+    """With what the recipe leaves to a trained model that it starts from."""
+    if recipe.init is None and recipe.autoencoder.from_ is None:
+        return recipe
+    from ldmkit.build import inherited
+
+    return inherited(recipe, registry)
 
 
 def _finished(directory: RunDirectory, recipe: Recipe, changed: list[Difference]) -> bool:
@@ -120,6 +160,8 @@ def _finished(directory: RunDirectory, recipe: Recipe, changed: list[Difference]
 
 
 def _begin(directory: RunDirectory, registry: Registry) -> None:
+    if not directory.holder:
+        return
     origins = {
         f"plugin {plugin.origin.entry_point or plugin.origin}": str(plugin.origin) for plugin in registry.plugins
     }
@@ -130,25 +172,40 @@ def _begin(directory: RunDirectory, registry: Registry) -> None:
         exit_code=None,
         error=None,
         versions=versions(origins),
+        plugin_files=[plugin.origin.file for plugin in registry.plugins if plugin.origin.file],
     )
 
 
-def _work(result: Run, directory: RunDirectory, registry: Registry, screen: Console, stop: Stop) -> None:
-    """The stages, with the observers told and the status kept whatever happens."""
+def _work(
+    result: Run,
+    directory: RunDirectory,
+    registry: Registry,
+    screen: Console,
+    stop: Stop,
+    ranks: Ranks,
+    accept_new_data: bool,
+) -> None:
+    """The stages, with the observers told (on the first rank) and the status kept whatever happens."""
     screen.note(f"{result.recipe.name} in {result.path}")
     try:
-        registry.run_started(result)
-        seconds, lines = _stages(result, directory, registry, screen, stop)
+        if ranks.first:
+            registry.run_started(result)
+        seconds, lines = _stages(result, directory, registry, screen, stop, ranks, accept_new_data)
     except BaseException as error:
-        failure = _translated(error)
+        failure = _translated(ranks.explained(error))
         code = failure.exit_code if isinstance(failure, LdmkitError | Interrupted) else 1
         directory.failed(failure, code)
-        registry.run_finished(result, failure)
+        if ranks.first:
+            registry.run_finished(result, failure)
+        elif isinstance(failure, Interrupted):
+            failure.elsewhere = True
         if isinstance(failure, Interrupted):
             screen.note(f"{failure.message}; the same command continues")
         if failure is error:
             raise
         raise failure from error
+    if not ranks.first:
+        return
     directory.write_status("finished", stage=None, exit_code=0, done=result.recipe.train.steps, seconds=seconds)
     _report(result.path)
     registry.run_finished(result, None)
@@ -156,7 +213,13 @@ def _work(result: Run, directory: RunDirectory, registry: Registry, screen: Cons
 
 
 def _stages(
-    result: Run, directory: RunDirectory, registry: Registry, screen: Console, stop: Stop
+    result: Run,
+    directory: RunDirectory,
+    registry: Registry,
+    screen: Console,
+    stop: Stop,
+    ranks: Ranks,
+    accept_new_data: bool,
 ) -> tuple[float, list[str]]:
     from ldmkit.stages import Stages  # torch, and all that comes with it
 
@@ -164,16 +227,28 @@ def _stages(
         directory.write_status("running", stage=stage, step=step)
         registry.step_logged(result, step, values)
 
-    stages = Stages(result.recipe, registry, directory, screen, stop, observer=observer, facts={"versions": versions()})
+    stages = Stages(
+        result.recipe,
+        registry,
+        directory,
+        screen,
+        stop,
+        observer=observer if ranks.first else None,
+        facts={"versions": versions()},
+        ranks=ranks,
+        accept_new_data=accept_new_data,
+    )
     results = stages.execute()
     return stages.seconds, results.lines()
 
 
 def _report(path: Path) -> None:
-    """After the status, which the page shows."""
+    """The page, and the card beside the model. After the status, which the page shows."""
     from ldmkit.evaluation import write_report
+    from ldmkit.interop.model_card import write_card
 
     write_report(path)
+    write_card(path / "model", name=path.resolve().name, run=path)
 
 
 def _translated(error: BaseException) -> BaseException:
@@ -183,7 +258,12 @@ def _translated(error: BaseException) -> BaseException:
     if memory and not isinstance(error, LdmkitError):
         return ResourceError(
             f"out of memory: {text.splitlines()[0] if text else type(error).__name__}",
-            hint="a smaller train.batch, train.accumulate above 1, a smaller denoiser, or runtime.precision: bf16 take less",
+            hint=MEMORY,
+        )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return ResourceError(
+            f"torch.compile failed: {text.splitlines()[0] if text else type(error).__name__}",
+            hint="`runtime.compile: false` trains without; --debug shows what the compiler said",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return ResourceError(

@@ -58,19 +58,22 @@ class RunDirectory:
     Args:
         path: made if it is not there.
         fresh: an old run there is renamed to ``NAME.1``, ``NAME.2`` ... ; nothing is deleted.
+        holder: whether this process is the one that locks and writes; False for the other processes of the same run.
 
     Raises (on entering):
         ResourceError: another process runs there, or the place cannot be written.
     """
 
-    def __init__(self, path: Path, *, fresh: bool = False) -> None:
-        self.path, self.fresh = path, fresh
+    def __init__(self, path: Path, *, fresh: bool = False, holder: bool = True) -> None:
+        self.path, self.fresh, self.holder = path, fresh, holder
         self.moved: Path | None = None  # where `fresh` put the old run
         self._lock: IO[str] | None = None
         self._marker: Path | None = None
         self._status: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
+        if not self.holder:
+            return self
         self._acquire()
         if self.fresh and self.recipe() is not None:
             self.moved = next(p for p in _numbered(self.path) if not p.exists())
@@ -129,7 +132,8 @@ class RunDirectory:
 
     def write_recipe(self, text: str) -> None:
         """Replaces the resolved recipe."""
-        _replace(self.path / RECIPE, text)
+        if self.holder:
+            _replace(self.path / RECIPE, text)
 
     @property
     def begun(self) -> bool:
@@ -161,6 +165,8 @@ class RunDirectory:
 
     def write_status(self, state: State, **facts: Any) -> None:
         """Merges `facts` into ``status.json``. It is for people and scripts; no decision here rests on it."""
+        if not self.holder:
+            return
         changed = {"state": state, "updated": now(), "pid": os.getpid(), "host": socket.gethostname()}
         self._status = {**self._status, **changed, **facts}
         with contextlib.suppress(OSError):  # a full disk shows itself where it matters

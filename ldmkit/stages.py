@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ldmkit import random
 from ldmkit.autoencoder import AutoencoderLoss, make_loss
-from ldmkit.build import build, datasets, fit, load
+from ldmkit.build import build, datasets, fit, learned_options
 from ldmkit.data import Dataset
-from ldmkit.errors import CheckpointError, RecipeError
+from ldmkit.errors import DataError, RecipeError
 from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, write_pictures
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.previews import Previews
 from ldmkit.recipe import Recipe
 from ldmkit.rundir import RunDirectory, learned
+from ldmkit.starting import keep_frozen, start_trained
 from ldmkit.training import autoencoder as first
 from ldmkit.training import cache as latents
 from ldmkit.training import diffusion as second
+from ldmkit.training import fingerprint
 from ldmkit.training import runtime as runtimes
+from ldmkit.training.bad_samples import BadSamples
+from ldmkit.training.caching import Caches, Caching
 from ldmkit.training.checkpoint import Checkpoints
 from ldmkit.training.console import Console
 from ldmkit.training.log import Log, Observer
 from ldmkit.training.memory import Remembered
 from ldmkit.training.opening import announce
 from ldmkit.training.optim import Group
+from ldmkit.training.probe import probe
 from ldmkit.training.publish import discard
-from ldmkit.training.state import TrainingState, load_trained
+from ldmkit.training.ranks import Ranks
+from ldmkit.training.state import TrainingState
 from ldmkit.training.stop import Stop
+from ldmkit.training.trackers import Trackers
 
 EVALUATED = 128  # samples that are judged, unless a metric's option `count` asks for more
 MODEL, EVALUATION = "model", "evaluation.json"
@@ -51,6 +57,9 @@ class Stages:
     stop: Stop
     observer: Observer | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # for every manifest
+    accept_new_data: bool = False
+    learned: dict[str, dict[str, Any]] = field(default_factory=dict)  # slot -> the options that `fit` found
+    ranks: Ranks = field(default_factory=Ranks)
     started: float = field(default_factory=time.monotonic)
 
     @cached_property
@@ -58,27 +67,48 @@ class Stages:
         """Device and precision."""
         section = self.recipe.runtime
         return runtimes.resolve(
-            device=section.device,
+            device=self.ranks.device(section.device),
             precision=section.precision,
+            tf32=section.tf32,
+            channels_last=section.channels_last,
             compile=section.compile,
+            checkpointing=section.checkpointing,
             workers=section.workers,
+            worker_timeout=section.worker_timeout,
             threads=section.threads,
         )
 
     @cached_property
     def log(self) -> Log:
         """Where the numbers go."""
-        return Log(self.directory.path, console=self.console, observer=self.observer)
+        if not self.ranks.first:
+            return Log(ranks=self.ranks)
+        path, first = self.directory.path, self.recipe.autoencoder.train
+        trackers = Trackers(
+            self.recipe.runtime.trackers,
+            folder=path,
+            configuration=self.recipe.resolved(),
+            offsets={"diffusion": 0 if first is None else first.steps},
+            warn=self.console.note,
+        )
+        return Log(path, console=self.console, observer=self.observer, trackers=trackers, ranks=self.ranks)
+
+    @cached_property
+    def bad_samples(self) -> BadSamples:
+        """Where samples that cannot be read are listed."""
+        return BadSamples(self.directory.path, self.console)
 
     @cached_property
     def data(self) -> tuple[Dataset, Dataset]:
         """What is trained on, and what is held out."""
         train, validation = datasets(self.recipe, self.registry)
+        train.listener = validation.listener = self.bad_samples
         return (Remembered(train) if train.finite else train), validation
 
     def checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
         """The checkpoints of a stage; leftovers of a process that died are removed."""
-        found = Checkpoints(self.directory.path / "checkpoints" / name, keep=keep, facts=self.facts)
+        folder = self.directory.path / "checkpoints" / name
+        found = Checkpoints(folder, keep=keep, facts=self.facts, ranks=self.ranks)
         found.sweep()
         return found
 
@@ -91,52 +121,87 @@ class Stages:
 
     def execute(self) -> Results:
         """Everything that is not done yet."""
-        self.stop.check()
+        self.ranks.check(self.stop)
+        with self.log:
+            return self._execute()
+
+    def _execute(self) -> Results:
         self.recipe = self._fitted()
         train, validation = self.data
+        self._remember_data(train, validation)
         model = self._model()
-        announce(self.console, self.recipe, model, self.data, self.runtime, self.directory.path)
-        self.stop.check("reading the data")
+        folder, runtime = self.directory.path, self.runtime
+        self.ranks.decide(lambda: announce(self.console, self.recipe, model, self.data, runtime, folder, self.ranks))
+        self.ranks.decide(lambda: self.bad_samples.found(train.source.problems))
+        self.ranks.check(self.stop, "reading the data")
+        self._probe(model, train)
         self._first_stage(model, train, validation)
-        cache = self._cache(model, train)
+        cache = self._caching.latents(model, train)
         self._calibrate(model, train, cache)
-        state = self._second_stage(model, train, validation, cache)
-        self._save(model, state)
-        return self._evaluate(model, train, validation)
+        found = [own for own in (cache, self._caching.answers(model, train)) if own is not None]
+        state = self._second_stage(model, train, validation, Caches(found))
+        if said := self.bad_samples.summary():
+            self.console.note(f"note: {said}")
+        self.ranks.decide(lambda: self._save(model, state))
+        return self.ranks.decide(lambda: self._evaluate(model, train, validation))
+
+    def _remember_data(self, train: Dataset, validation: Dataset) -> None:
+        def compared() -> tuple[Any, list[int | None]]:
+            now = fingerprint.take(train, validation)
+            begun = self.directory.begun
+            for line in fingerprint.check(self.directory.path, now, accept=self.accept_new_data or not begun):
+                self.console.note(f"  other data: {line}")
+            return now["digest"], [train.count, validation.count]
+
+        digest, counts = self.ranks.decide(compared)
+        if counts != [train.count, validation.count]:
+            raise DataError(
+                f"there are {train.count} samples and {validation.count} held out, and the first process sees {counts[0]} and "
+                f"{counts[1]}",
+                hint="the data must be the same on every machine: share them, or copy them anew",
+            )
+        self.facts |= {"data": digest}
 
     def _fitted(self) -> Recipe:
         """The recipe with what conditioners learn from data; a run that goes on keeps what it learned then."""
-        known = learned(self.directory.recipe() or {}, self.recipe.resolved(redact=False))
-        recipe = self.recipe.updated(known).validate_components(self.registry) if known else self.recipe
-        recipe = fit(recipe, self.registry)
-        self.directory.write_recipe(recipe.to_yaml())
+        asked = self.recipe
+        fitted: list[Recipe] = []
+
+        def found() -> dict[str, Any]:
+            known = learned(self.directory.recipe() or {}, asked.resolved(redact=False))
+            fitted.append(fit(self._completed(known), self.registry))
+            self.directory.write_recipe(fitted[0].to_yaml())
+            return learned(fitted[0].resolved(redact=False), asked.resolved(redact=False))
+
+        known = self.ranks.decide(found)
+        recipe = fitted[0] if fitted else self._completed(known)
+        self.learned = learned_options(asked, recipe)
         return recipe
+
+    def _completed(self, known: Mapping[str, Any]) -> Recipe:
+        return self.recipe.updated(known).validate_components(self.registry) if known else self.recipe
 
     def _model(self) -> LatentDiffusion:
         model = build(self.recipe, self.registry)
-        if self.recipe.init is not None:
-            source = load(self.recipe.init.from_, self.recipe.init.weights, registry=self.registry)
-            load_trained(model, source.state_dict(), where=self.recipe.init.from_)
-        if (trained := self.recipe.autoencoder.from_) is not None:
-            source = load(trained, registry=self.registry)
-            _copy(source.autoencoder, model.autoencoder, where=trained)
-        self._frozen(model)
+        model.slots |= {name: slot.with_fitted(self.learned.get(name, {})) for name, slot in model.slots.items()}
+        # What each conditioner is, for whoever finds a checkpoint alone: origin, options, what `fit` learned, hashes.
+        self.facts |= {"conditioners": model.config["conditioners"], "dropout": model.config["dropout"]}
+        parts = ("size", "autoencoder", "denoiser", "diffusion", "sampling")
+        self.facts |= {"model": {name: model.config[name] for name in parts}}
+        if self.checkpoints("diffusion").newest() is None:  # a run that has begun its last stage has weights of its own
+            start_trained(model, self.recipe, self.registry, self.ranks, self.console.note)
+        for name, slot in self.recipe.conditioners.items():
+            if slot.freeze is True:
+                model.conditioners[name].requires_grad_(False)
+        keep_frozen(model, self.checkpoints("frozen"))
         return model
 
-    def _frozen(self, model: LatentDiffusion) -> None:
-        """Weights that no stage trains are kept once a run, so that it does not depend on where they came from."""
-        tensors = {name: p for name, p in model.conditioners.named_parameters() if not p.requires_grad}
-        if not tensors:
-            return
-        checkpoints = self.checkpoints("frozen")
-        if (found := checkpoints.newest()) is None:
-            checkpoints.save(0, {"conditioners": tensors}, {})
-            return
-        saved = found.tensors("conditioners")
-        for name, value in tensors.items():
-            if name not in saved or saved[name].shape != value.shape:
-                raise CheckpointError(f"{name} is not what this run was started with", where=str(found.path))
-            value.data.copy_(saved[name])
+    def _probe(self, model: LatentDiffusion, train: Dataset) -> None:
+        """Before hours of the first stage; the second one looks again, with its own autoencoder, before it begins."""
+        settings = self.recipe.autoencoder.train
+        found = self.checkpoints("first-stage").newest()
+        if settings is not None and (found is None or found.step < settings.steps):
+            self.ranks.decide(lambda: probe(model, train, self.recipe.seed, self.runtime))
 
     def _loss_section(self) -> dict[str, Any]:
         section = self.recipe.resolved(redact=False)["autoencoder"]
@@ -160,11 +225,11 @@ class Stages:
                 hint="leave it at what it was, or train anew with --out DIR or --fresh",
             )
         if settings is not None:
-            checkpoints = self.checkpoints("autoencoder")
+            checkpoints = self.checkpoints("autoencoder", settings.keep)
             self._say_resumed(checkpoints, "autoencoder")
             self.directory.write_status("running", stage="autoencoder", steps=steps)
             losses = self._losses(model)
-            pictures = Previews(self.directory.path, model, validation, self.recipe)
+            pictures = Previews(self.directory.path, model, validation, self.recipe, self.log)
             first.train_autoencoder(
                 model.autoencoder,
                 losses,
@@ -177,6 +242,7 @@ class Stages:
                 stop=self.stop,
                 runtime=self.runtime,
                 pictures=pictures.reconstructions,
+                ranks=self.ranks,
             )
         elif any(True for _ in model.autoencoder.parameters()) and not (
             self.recipe.autoencoder.from_ or self.recipe.init
@@ -193,32 +259,36 @@ class Stages:
 
     # between the stages
 
-    def _cache(self, model: LatentDiffusion, train: Dataset) -> latents.LatentCache | None:
-        where = self.recipe.runtime.cache
-        if where == "off" or not latents.fits(model.autoencoder, train):
-            return None
-        data = self.recipe.resolved(redact=False)["data"]
-        return latents.build(
-            model.autoencoder,
-            train,
-            folder=self.directory.path / "latents" if where == "auto" else Path(where).expanduser(),
-            key=latents.fingerprint(model.autoencoder, {**data, "seed": self.recipe.seed}),
-            seed=self.recipe.seed,
-            runtime=self.runtime,
-            console=self.console,
-            stop=self.stop,
-        )
+    @property
+    def _caching(self) -> Caching:
+        folder, content = self.directory.path, self.facts["data"]
+        return Caching(self.recipe, folder, content, self.runtime, self.console, self.stop, self.ranks)
 
     def _calibrate(self, model: LatentDiffusion, train: Dataset, cache: latents.LatentCache | None) -> None:
-        statistics = latents.calibrate(
-            model.autoencoder,
-            train,
-            scale=self.recipe.autoencoder.scale,
-            seed=self.recipe.seed,
-            cache=cache,
-            runtime=self.runtime,
-            stop=self.stop,
-        )
+        section, init = self.recipe.autoencoder, self.recipe.init
+        if init is not None and section.from_ == init.from_ and "scale" not in section.model_fields_set:
+            self.console.note(
+                f"latents: scaled as in {init.from_}"
+            )  # on another scale its weights would see other pictures
+            return
+        kept = self.checkpoints("scale")
+        if (found := kept.newest()) is not None:
+            model.autoencoder.load_state_dict(found.tensors("autoencoder"), strict=False)
+        statistics = model.autoencoder.statistics
+        # What was kept is taken as it is: its scale made again from the rounded statistics has another last bit.
+        if found is None or statistics is None or statistics.weights != model.autoencoder.weights_hash():
+            statistics = latents.calibrate(
+                model.autoencoder,
+                train,
+                scale=section.scale,
+                seed=self.recipe.seed,
+                cache=cache,
+                runtime=self.runtime,
+                stop=self.stop,
+                ranks=self.ranks,
+            )
+            own = {name: value for name, value in model.autoencoder.state_dict().items() if name.startswith("latent_")}
+            kept.save(0 if section.train is None else section.train.steps, {"autoencoder": own}, {})
         self.console.note(
             f"latents: standard deviation {statistics.overall_std:.3f} over {statistics.count} pictures, scaled to 1"
             if self.recipe.autoencoder.scale in ("std", "per-channel")
@@ -228,9 +298,9 @@ class Stages:
     # stage two
 
     def _second_stage(
-        self, model: LatentDiffusion, train: Dataset, validation: Dataset, cache: latents.LatentCache | None
+        self, model: LatentDiffusion, train: Dataset, validation: Dataset, cache: Caches
     ) -> TrainingState:
-        checkpoints = self.checkpoints("diffusion")
+        checkpoints = self.checkpoints("diffusion", self.recipe.train.keep)
         self._say_resumed(checkpoints, "diffusion")
         self.directory.write_status("running", stage="diffusion", steps=self.recipe.train.steps)
         return second.train_diffusion(
@@ -245,14 +315,13 @@ class Stages:
             runtime=self.runtime,
             groups=self._groups(model),
             cache=cache,
-            pictures=Previews(self.directory.path, model, validation, self.recipe).samples,
+            pictures=Previews(self.directory.path, model, validation, self.recipe, self.log).samples,
+            ranks=self.ranks,
+            shard=self.recipe.runtime.distributed == "fsdp",
         )
 
     def _groups(self, model: LatentDiffusion) -> list[Group]:
         """The denoiser's parameters, and each slot's with its own settings."""
-        for name, slot in self.recipe.conditioners.items():
-            if slot.freeze is True:
-                model.conditioners[name].requires_grad_(False)
         left = second.trainable(model)
         groups = []
         for name, slot in self.recipe.conditioners.items():
@@ -313,17 +382,3 @@ def _metrics(recipe: Recipe, registry: Registry) -> tuple[list[tuple[str, Metric
     metrics = [(entry.type, registry.metrics.create(entry.type, entry.options)) for entry in recipe.evaluate]
     wanted = [int(entry.options.get("count") or 0) for entry in recipe.evaluate]
     return metrics, max(wanted, default=0) or (EVALUATED if metrics else 0)
-
-
-def _copy(source: nn.Module, target: nn.Module, *, where: str) -> None:
-    """The weights and buffers of `source`, which must have the same shapes."""
-    mine, theirs = target.state_dict(), source.state_dict()
-    wrong = [name for name in mine if name not in theirs or theirs[name].shape != mine[name].shape]
-    if wrong or len(mine) != len(theirs):
-        raise CheckpointError(
-            f"its autoencoder is another one than the recipe's ({len(wrong) or 'some'} tensors differ"
-            f"{f', {wrong[0]} first' if wrong else ''})",
-            hint="leave out the autoencoder's other keys, or give those it was trained with",
-            where=where,
-        )
-    target.load_state_dict(theirs)

@@ -19,7 +19,7 @@ from ldmkit.hookspecs import hookimpl
 from ldmkit.recipe import Recipe
 from ldmkit.training.console import Console
 
-STAGES = ("autoencoder", "first-stage", "diffusion")
+STAGES = ("autoencoder", "first-stage", "scale", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Verification:
     steps: int
     killed_after: int
     files: Mapping[str, tuple[str, str]]  # file -> sha256 without and with interruption
+    first: str | None = None  # the first tensor that differs, and by how much
 
     @property
     def different(self) -> list[str]:
@@ -39,6 +40,12 @@ class Verification:
     def same(self) -> bool:
         """Whether every weight, average, moment and counter is the same."""
         return bool(self.files) and not self.different
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        files = {name: {"whole": one, "interrupted": other} for name, (one, other) in self.files.items()}
+        about = {"steps": self.steps, "killed_after": self.killed_after, "same": self.same, "first": self.first}
+        return {**about, "files": files}
 
 
 def verify_resume(
@@ -61,20 +68,27 @@ def verify_resume(
         folder: where the two runs are made; default: a temporary directory.
 
     Raises:
-        UsageError: k is not between 1 and n - 1.
+        UsageError: k is not between 1 and n - 1, or the data come through a shuffle buffer that no checkpoint can hold.
         CheckpointError: a process ended otherwise than planned; what it said is in the message.
     """
     if not 1 <= k < n:
         raise UsageError(f"k is {k} and n is {n}; k lies between 1 and n - 1")
-    from ldmkit.build import fit  # torch
+    from ldmkit.build import fit, source_of  # torch
 
+    registry = plugins.load(files=plugin_files)
+    if not source_of(recipe.validate_components(registry), registry).exact:
+        raise UsageError(
+            f"the data source {recipe.data.type} mixes samples in a library's shuffle buffer, which is lost when a run stops: "
+            "an interrupted run sees other samples than an uninterrupted one",
+            hint="leave data.shuffle_buffer out; shards in a drawn order and a permutation inside them resume exactly",
+        )
     console = console or Console(enabled=False)
     with tempfile.TemporaryDirectory(prefix="ldmkit-verify-") as temporary:
         place = folder or Path(temporary)
         place.mkdir(parents=True, exist_ok=True)
         file = place / "recipe.json"
-        fitted = fit(recipe, plugins.load(files=plugin_files))
-        file.write_text(json.dumps(shortened(fitted, n, k).resolved(redact=False)), "utf-8")
+        fitted = fit(recipe, registry)
+        file.write_text(json.dumps(shortened(fitted, n, k, place).resolved(redact=False)), "utf-8")
         console.note(f"{n} steps of each stage in one go")
         _process(file, place / "whole", plugin_files, die=None)
         for stage in ("autoencoder", "diffusion") if recipe.autoencoder.train is not None else ("diffusion",):
@@ -82,12 +96,19 @@ def verify_resume(
             _process(file, place / "parts", plugin_files, die=(stage, k + 1))
         console.note("and on to the end")
         _process(file, place / "parts", plugin_files, die=None)
-        return Verification(n, k, _compare(place / "whole", place / "parts"))
+        compared = _compare(place / "whole", place / "parts")
+        return Verification(n, k, compared, _first(place / "whole", place / "parts", compared))
 
 
-def shortened(recipe: Recipe, n: int, k: int) -> Recipe:
-    """The recipe with `n` steps of each stage, a checkpoint every `k`, and as little besides as can be."""
-    changes: dict[str, Any] = {"evaluate": [], "runtime.threads": 1, "sample.count": 2, "sample.steps": 1}
+def shortened(recipe: Recipe, n: int, k: int, folder: Path | None = None) -> Recipe:
+    """The recipe with `n` steps of each stage, a checkpoint every `k`, and as little besides as can be.
+
+    Latents that are cached are encoded once for both runs, in `folder`.
+    """
+    changes: dict[str, Any] = {"evaluate": [], "sample.count": 2, "sample.steps": 1}
+    changes |= {"runtime.threads": 1, "runtime.trackers": []}
+    if recipe.runtime.cache == "auto" and folder is not None:
+        changes["runtime.cache"] = str(folder / "latents")
     sections = ["train"] if recipe.autoencoder.train is None else ["train", "autoencoder.train"]
     for section in sections:
         intervals = {"checkpoint_every": k, "log_every": 1, "sample_every": 10**9, "validate_every": 10**9}
@@ -136,6 +157,24 @@ def _compare(whole: Path, parts: Path) -> dict[str, tuple[str, str]]:
         for name in sorted({*one, *other}):
             found[f"{stage}/{name}"] = (one.get(name, "missing"), other.get(name, "missing"))
     return found
+
+
+def _first(whole: Path, parts: Path, files: Mapping[str, tuple[str, str]]) -> str | None:
+    """Names what differs first: a tensor and how far apart its values are, or a file that one of the runs has not."""
+    name = next((name for name, (one, other) in files.items() if one != other), None)
+    if name is None or "missing" in files[name] or not name.endswith(".safetensors"):
+        return name
+    from ldmkit.training.checkpoint import Checkpoints
+
+    stage, file = name.split("/")
+    newest = [Checkpoints(run / "checkpoints" / stage).newest() for run in (whole, parts)]
+    one, other = (c.tensors(file.removesuffix(".safetensors")) for c in newest if c is not None)
+    for key, value in one.items():
+        if key not in other or other[key].shape != value.shape:
+            return f"{name}: {key} is not in both"
+        if not bool((value == other[key]).all()):
+            return f"{name}: {key} differs by up to {float((value.double() - other[key].double()).abs().max()):.3g}"
+    return f"{name}: the same tensors in another order or type"
 
 
 def _checksums(folder: Path) -> dict[str, str]:

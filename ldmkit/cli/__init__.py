@@ -10,12 +10,26 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import click
 
-VERBS = ("run", "sample", "evaluate", "report", "plan", "recipe", "plugins", "doctor", "import", "export")
+VERBS = (
+    "run",
+    "sample",
+    "evaluate",
+    "report",
+    "plan",
+    "recipe",
+    "plugins",
+    "doctor",
+    "import",
+    "export",
+    "ema",
+    "verify-resume",
+)
 
 FIRST_SCREEN = """\
 ldmkit {version}: latent diffusion in which every conditioning modality is a plugin
@@ -38,7 +52,8 @@ class Verbs(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"ldmkit.cli.{name}{'_' * (name == 'import')}").command
+        module = f"{name.replace('-', '_')}{'_' * (name == 'import')}"
+        command: click.Command = importlib.import_module(f"ldmkit.cli.{module}").command
         return command
 
     def resolve_command(
@@ -81,7 +96,8 @@ def _call(arguments: list[str], debug: bool) -> int:
     from ldmkit.errors import LdmkitError
 
     try:
-        with group.make_context("ldmkit", arguments) as context:  # `group.main` would have its own idea of exit codes
+        # `group.main` would have its own idea of exit codes
+        with _plain_warnings(debug), group.make_context("ldmkit", arguments) as context:
             group.invoke(context)
         sys.stdout.flush()
         return 0
@@ -104,11 +120,26 @@ def _call(arguments: list[str], debug: bool) -> int:
         return _report(error, code, debug) if isinstance(code, int) else _ours(error, debug)
 
 
+@contextlib.contextmanager
+def _plain_warnings(debug: bool) -> Iterator[None]:
+    """A warning is one line for the user, without the place in the code that gave it."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        click.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = show
+        yield
+
+
 def _report(error: Exception, code: int, debug: bool) -> int:
+    rank = int(os.environ.get("RANK") or 0)
+    whose = f"[rank {rank}] " if rank else ""
     if debug:
         traceback.print_exception(error)
-    else:
-        click.echo(f"error: {error}" if code == 2 else str(error), err=True)
+    elif not getattr(error, "elsewhere", False):
+        click.echo(whose + (f"error: {error}" if code == 2 else str(error)), err=True)
     return code
 
 

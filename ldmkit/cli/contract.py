@@ -49,6 +49,7 @@ def made(catalog: Catalog, kind: type[Conditioner], options: Mapping[str, Any]) 
 
     from ldmkit.conditioning.examination import called
     from ldmkit.errors import UsageError
+    from ldmkit.messages import problems_of
     from ldmkit.options import derived
     from ldmkit.testing import LATENT
 
@@ -56,9 +57,10 @@ def made(catalog: Catalog, kind: type[Conditioner], options: Mapping[str, Any]) 
     try:
         arguments = model.read(options).arguments()
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+        wrong = problems_of(error, dict(options), lambda path: () if path else model.names())
         raise UsageError(
-            f"{kind.__name__} does not take these options: {wrong}", hint=f"its options are {', '.join(model.names())}"
+            f"{kind.__name__} does not take these options: " + "; ".join(f"{p.key}: {p.text}" for p in wrong),
+            hint=f"its options are {', '.join(model.names())}",
         ) from error
     return called(kind.__name__, "__init__", lambda: kind(**arguments, **dict.fromkeys(derived(kind), LATENT)))
 

@@ -24,7 +24,8 @@ OPTIONAL = {
     "transformers": "pretrained text encoders",
     "tokenizers": "tokenizers fitted on captions",
     "diffusers": "checks against diffusers",
-    "accelerate": "accelerate launch",
+    "accelerate": "accelerate launch, and runtime.trackers",
+    "bitsandbytes": "the optimizer adamw-8bit",
     "torchmetrics": "oracles in tests",
 }
 # The backbones of LPIPS as torchvision stores them, and the names that recipes use.
@@ -35,6 +36,7 @@ WEIGHTS = {
 }
 VARIABLES = (
     "LDMKIT_PLUGINS",
+    "LDMKIT_DISABLE_PLUGIN_AUTOLOAD",
     "HF_HUB_OFFLINE",
     "HF_HOME",
     "TORCH_HOME",

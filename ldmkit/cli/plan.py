@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldmkit.cli.shared import echo_json, json_option, load_recipe, recipe_argument
+from ldmkit.cli.shared import echo_json, echo_table, json_option, load_recipe, recipe_argument
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,14 +16,23 @@ if TYPE_CHECKING:
 
 @click.command(name="plan")
 @recipe_argument
+@click.option(
+    "--gpus", type=click.IntRange(min=1), multiple=True, metavar="N", help="What each of N GPUs would hold and send."
+)
 @json_option
-def command(recipe: str, overrides: tuple[str, ...], files: tuple[str, ...], as_json: bool) -> None:
-    """Show what a recipe would train: shapes, parameters, memory, FLOPs. No weights are made."""
+def command(
+    recipe: str, overrides: tuple[str, ...], files: tuple[str, ...], gpus: tuple[int, ...], as_json: bool
+) -> None:
+    """Show what a recipe would train: shapes, parameters, memory, FLOPs. No weights are made.
+
+    --gpus N (as often as you like) adds what each of N GPUs would hold and send in the diffusion stage, with a copy of the model
+    each (ddp) and with shards of it (fsdp).
+    """
     complete, registry = load_recipe(recipe, overrides, files)
 
     from ldmkit.planning import plan
 
-    found = plan(complete, registry)
+    found = plan(complete, registry, gpus)
     if as_json:
         echo_json(found.to_json())
         return
@@ -34,6 +43,8 @@ def command(recipe: str, overrides: tuple[str, ...], files: tuple[str, ...], as_
     for table in _tables(found, lines=console.is_terminal):
         console.print(table)
     console.print("FLOPs of UNet and autoencoder, forward and backward; memory in fp32, without torch's own.")
+    if found.shares:
+        _print_shares(found)
 
 
 def _tables(found: Plan, *, lines: bool) -> list[Table]:
@@ -50,6 +61,29 @@ def _tables(found: Plan, *, lines: bool) -> list[Table]:
         memory = f"{stage.memory / 2**20:,.0f} MiB"
         stages.add_row(stage.name, str(stage.steps), str(stage.batch), _short(stage.flops), memory)
     return [parts, stages]
+
+
+def _print_shares(found: Plan) -> None:
+    """Two lines for each number of GPUs."""
+    names = ("parameters", "gradients", "moments", "averages", "gathered", "activations")
+    rows = []
+    for share in found.shares:
+        for what, holding in (("copies", share.copies), ("shards", share.shards)):
+            sizes = [*(getattr(holding, name) for name in names), holding.memory, holding.sent]
+            rows.append([share.gpus, what, f"{share.rows:.4g}", *map(_size, sizes), _short(share.flops)])
+    click.echo(
+        "\nOne of several GPUs, with copies of the diffusion model (ddp) or shards (fsdp); activations of the UNet alone\n"
+    )
+    echo_table(["GPUs", "with", "pictures", *names, "in all", "sent a step", "FLOPs a step"], rows)
+    for share in found.shares:
+        if not share.equal:
+            click.echo(
+                f"{share.gpus} GPUs cannot share the batch equally: choose a `train.batch` that {share.gpus} divides"
+            )
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"
 
 
 def _short(number: int) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
@@ -29,10 +29,25 @@ def recipe_argument(command: Command) -> Command:
 
 
 def plugin_files(command: Command) -> Command:
-    """-p FILE, for plugins of a single file."""
+    """-p FILE, for plugins of a single file, and --no-plugin NAME."""
+    command = click.option(
+        "--no-plugin",
+        multiple=True,
+        expose_value=False,
+        callback=_switch_off,
+        metavar="NAME",
+        help="Leave out an installed plugin.",
+    )(command)
     return click.option(
         "-p", "--plugin", "files", multiple=True, metavar="FILE", help="Load a plugin from a Python file."
     )(command)
+
+
+def _switch_off(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
+    if names:
+        from ldmkit import plugins
+
+        context.with_resource(plugins.switched_off(names))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -60,6 +75,20 @@ def run_folder(run: str) -> Path:
             f"{run} is no run's directory", hint=f"Runs there: {', '.join(runs[:5])}" if runs else None
         )
     return folder
+
+
+def aside(text: str) -> None:
+    """A note to the person that is no part of the answer: on standard error."""
+    click.echo(f"note: {text}", err=True)
+
+
+def checkpoint_of(text: str | None) -> int | Literal["newest", "best"] | None:
+    """`newest`, `best` or a step."""
+    if text is None or text in ("newest", "best"):
+        return cast(Literal["newest", "best"] | None, text)
+    if not text.isdecimal():
+        raise click.UsageError(f"--checkpoint is {text!r}; write newest, best, or a step")
+    return int(text)
 
 
 def echo_json(value: Any) -> None:

@@ -5,15 +5,13 @@ from ldmkit.recipe.model import Recipe
 from ldmkit.recipe.objective import Diffusion
 from ldmkit.recipe.sections import (
     AutoencoderLoss,
-    AutoencoderTrain,
     Data,
     Denoiser,
     Metric,
-    Runtime,
     Sample,
     Slot,
-    Train,
 )
+from ldmkit.recipe.training import AutoencoderTrain, Runtime, Train
 
 __all__ = [
     "AutoencoderLoss",

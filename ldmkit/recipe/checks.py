@@ -26,7 +26,8 @@ TAKEN_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNOR
 
 def cross_checks(recipe: Recipe) -> list[Problem]:
     """Everything that two keys of a valid recipe contradict each other in."""
-    checks = (_name, _types, _size, _autoencoder, _attention, _heads, _schedule, _slots, _dropout, _guidance, _redacted)
+    checks = [_name, _types, _size, _autoencoder, _attention, _heads, _schedule, _slots, _dropout, _guidance]
+    checks += [_guidance_options, _redacted]
     return [Problem(path, text) for check in checks for path, text in check(recipe)]
 
 
@@ -57,18 +58,24 @@ def _types(recipe: Recipe) -> Found:
 
 def _size(recipe: Recipe) -> Found:
     autoencoder, denoiser = recipe.autoencoder, recipe.denoiser
-    if autoencoder.from_ is not None:
+    if autoencoder.from_ is not None and "image_channels" not in autoencoder.model_fields_set:
         return  # known once the trained one is read
+    if _network_comes_later(recipe):
+        return
     if isinstance(autoencoder, Convolutional) and autoencoder.pad:
         return  # any size will do
     unit = autoencoder.factor * denoiser.factor
-    for side in dict.fromkeys(recipe.data.shape):
-        if side % unit:
+    wanted: list[tuple[KeyPath, tuple[int, int]]] = [(("data", "size"), recipe.data.shape)]
+    wanted += [(("data", "buckets", index), size) for index, size in enumerate(recipe.data.buckets or ())]
+    for key, size in wanted:
+        for side in dict.fromkeys(size):
+            if side % unit == 0:
+                continue
             below, above = side // unit * unit, (side // unit + 1) * unit
             valid = f"{below} or {above}" if below else str(above)
             levels = len(denoiser.multipliers)
             yield (
-                ("data", "size"),
+                key,
                 f"{side} is no multiple of {unit}: the autoencoder makes it {autoencoder.factor} times smaller "
                 f"(autoencoder.downsample), the UNet {denoiser.factor} times (denoiser.multipliers has {levels} levels); "
                 f"nearest: {valid}",
@@ -94,7 +101,14 @@ def _autoencoder(recipe: Recipe) -> Found:
             )
 
 
+def _network_comes_later(recipe: Recipe) -> bool:
+    """Whether the denoiser's levels are those of the trained model that `init` names, which is not read here."""
+    return recipe.init is not None and "multipliers" not in recipe.denoiser.model_fields_set
+
+
 def _attention(recipe: Recipe) -> Found:
+    if _network_comes_later(recipe):
+        return
     denoiser = recipe.denoiser
     factors = [2**level for level in range(len(denoiser.multipliers))]
     for factor in denoiser.attention:
@@ -111,6 +125,8 @@ def _attention(recipe: Recipe) -> Found:
 
 
 def _heads(recipe: Recipe) -> Found:
+    if _network_comes_later(recipe):
+        return
     denoiser = recipe.denoiser
     if denoiser.channels % 2:
         yield (
@@ -194,15 +210,57 @@ def _dropout(recipe: Recipe) -> Found:
 
 
 def _guidance(recipe: Recipe) -> Found:
-    if not isinstance(recipe.sample.guidance, dict):
-        return
-    yield from _unknown_slots(recipe, ("sample", "guidance"), list(recipe.sample.guidance))
-    for name, scale in recipe.sample.guidance.items():
-        slot = recipe.conditioners.get(name)
-        if slot is not None and recipe.dropout is None and slot.dropout == 0.0 and scale != 1.0:
+    guidance = recipe.sample.guidance
+    if isinstance(guidance, dict):
+        yield from _unknown_slots(recipe, ("sample", "guidance"), list(guidance))
+        for name, scale in guidance.items():
+            slot = recipe.conditioners.get(name)
+            if slot is not None and recipe.dropout is None and slot.dropout == 0.0 and scale != 1.0:
+                yield (
+                    ("sample", "guidance", name),
+                    f"training never drops '{name}' (conditioners.{name}.dropout is 0), so there is nothing to guide against",
+                )
+    elif isinstance(guidance, float) and guidance != 1.0 and recipe.sample.guidance_options.type in ("plain", "apg"):
+        dropped = (
+            [s.dropout for s in recipe.conditioners.values()] if recipe.dropout is None else recipe.dropout.values()
+        )
+        if not any(dropped):
+            example = f"conditioners.{next(iter(recipe.conditioners))}.dropout: 0.1" if recipe.conditioners else ""
             yield (
-                ("sample", "guidance", name),
-                f"training never drops '{name}' (conditioners.{name}.dropout is 0), so there is nothing to guide against",
+                ("sample", "guidance"),
+                f"{guidance:g}, and training drops no condition, so there is nothing to guide against; "
+                + (f"say {example}, or 1" if example else "an unconditional model takes 1"),
+            )
+
+
+def _guidance_options(recipe: Recipe) -> Found:
+    """Methods that cannot take the guidance, the sampler or the negatives that stand beside them."""
+    sample, given = recipe.sample, recipe.sample.guidance_options
+    path: KeyPath = ("sample", "guidance_options", "type")
+    if given.interval is not None and given.interval[0] > given.interval[1]:
+        yield ("sample", "guidance_options", "interval"), f"{list(given.interval)} does not rise"
+    negatives = [sample.negative] if isinstance(sample.negative, dict) else sample.negative or []
+    for negative in negatives:
+        yield from _unknown_slots(recipe, ("sample", "negative"), list(negative))
+    if len(negatives) > 1 and given.type != "perp-neg":
+        yield ("sample", "negative"), "several are for guidance_options {type: perp-neg}; one can stand in for the null"
+    if given.type in ("plus-plus", "perp-neg", "autoguidance") and not isinstance(sample.guidance, float):
+        yield path, f"{given.type} takes a guidance of one number, and sample.guidance is {sample.guidance!r}"
+    if given.type == "perp-neg" and not negatives:
+        yield path, "perp-neg goes away from something: say what in sample.negative"
+    if given.type == "autoguidance" and negatives:
+        yield path, "autoguidance has no null that sample.negative could stand in for; remove one of the two"
+    own = recipe.autoencoder.from_ is None and recipe.init is None and not isinstance(recipe.autoencoder, Identity)
+    if given.type == "autoguidance" and own:
+        yield path, "autoguidance needs the worse model's autoencoder: say autoencoder.from"
+    if given.type == "plus-plus":
+        if isinstance(sample.guidance, float) and not 0 <= sample.guidance <= 1:
+            yield ("sample", "guidance"), f"{sample.guidance:g}; CFG++ (guidance_options) takes 0 to 1, 0.6 is usual"
+        noise = {"ddim": "eta", "euler": "s_churn"}
+        if sample.type not in noise or sample.options.get(noise[sample.type]):
+            yield (
+                path,
+                f"CFG++ changes DDIM's step: sample.type is {sample.type}; it may be ddim (eta 0) or euler (s_churn 0)",
             )
 
 

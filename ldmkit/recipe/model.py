@@ -15,8 +15,9 @@ from ldmkit.recipe import components, dump
 from ldmkit.recipe.base import Section, Share
 from ldmkit.recipe.checks import cross_checks
 from ldmkit.recipe.objective import Diffusion
-from ldmkit.recipe.sections import Autoencoder, Data, Denoiser, Init, Metric, Runtime, Sample, Slot, Train
+from ldmkit.recipe.sections import Autoencoder, Data, Denoiser, Init, Metric, Sample, Slot
 from ldmkit.recipe.strict_yaml import Document, Mark
+from ldmkit.recipe.training import Runtime, Train
 
 if TYPE_CHECKING:
     from ldmkit.plugins import Registry
@@ -122,7 +123,9 @@ class Recipe(Section):
                 del slot["dropout"]
         if self.autoencoder.from_ is not None:  # the trained one decides what the recipe leaves open
             value["autoencoder"] = self.autoencoder.model_dump(mode="json", by_alias=True, exclude_unset=True)
-            value["autoencoder"].setdefault("type", self.autoencoder.type)
+        if self.init is not None:
+            value["denoiser"] = self.denoiser.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            value["diffusion"] = self.diffusion.model_dump(mode="json", by_alias=True, exclude_unset=True)
         return dump.redacted(value) if redact else value
 
     def to_yaml(self, *, redact: bool = True) -> str:
@@ -153,6 +156,8 @@ def normalised(raw: Any) -> Any:
     if not isinstance(raw, dict):
         return raw
     raw = dict(raw)
+    if isinstance(init := raw.get("init"), dict) and isinstance(init.get("from"), str):
+        raw["autoencoder"] = _started(raw.get("autoencoder", {}), init["from"])
     if isinstance(slots := raw.get("conditioners"), dict):
         raw["conditioners"] = {slot: _slot(slot, value) for slot, value in slots.items()}
     if isinstance(metrics := raw.get("evaluate"), list):
@@ -160,7 +165,16 @@ def normalised(raw: Any) -> Any:
     if isinstance(diffusion := raw.get("diffusion"), dict):
         named = {key: {"type": diffusion[key]} for key in CHOICES if isinstance(diffusion.get(key), str)}
         raw["diffusion"] = {**diffusion, **named}
+    if isinstance(sample := raw.get("sample"), dict) and isinstance(sample.get("guidance_options"), str):
+        raw["sample"] = {**sample, "guidance_options": {"type": sample["guidance_options"]}}
     return raw
+
+
+def _started(autoencoder: Any, init: str) -> Any:
+    """The autoencoder of a recipe with `init`: the trained model's, unless it comes from elsewhere or is trained again."""
+    if not isinstance(autoencoder, dict) or autoencoder.get("train") is not None or autoencoder.get("from") is not None:
+        return autoencoder
+    return {**autoencoder, "from": init}
 
 
 def _slot(slot: str, value: Any) -> Any:

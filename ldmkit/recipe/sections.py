@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
@@ -17,6 +17,10 @@ from ldmkit.recipe.base import (
     Share,
     type_of,
 )
+from ldmkit.recipe.guiding import GuidanceOptions, PlainGuidance
+from ldmkit.recipe.training import AutoencoderTrain
+
+Portion = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Init(Section):
@@ -29,7 +33,12 @@ class Init(Section):
 class Data(Component):
     """Where samples come from (`type` names a data source) and how pictures are cut.
 
-    What is left out of `crop`, `flip`, `views` and `zoom` is the source's own default.
+    What is left out of `crop`, `flip`, `views`, `zoom`, `portion` and `resample` is the source's own default.
+
+    A window is as large as fits; `zoom: [low, high]` draws its scale (picture pixels per pixel), `portion: [low, high]` its side
+    as a portion of the largest. `portion: [0.5, 1.0]` with `crop: random`, `views: null` and `resample: area` is how the paper
+    cuts super-resolution data. `buckets`: sizes [h, w]; each picture is trained on at the one nearest in aspect ratio, each batch
+    at one size. Held-out pictures are seen at `size`.
     """
 
     type: str
@@ -39,42 +48,14 @@ class Data(Component):
     flip: bool = False
     views: Positive | None = 1
     zoom: tuple[Above, Above] | None = None
+    portion: tuple[Portion, Portion] | None = None
+    resample: Literal["bicubic", "area"] = "bicubic"
+    buckets: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(h, w) in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-
-class Train(Section):
-    """How one stage is trained. All intervals are in optimizer steps."""
-
-    steps: Positive
-    batch: Positive = 64
-    lr: Above = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    weight_decay: NotNegative | None = 0.01
-    warmup: Count = 0
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = 0.9999
-    clip: Above | None = 1.0
-    accumulate: Positive = 1
-    log_every: Positive = 10
-    sample_every: Positive = 200
-    checkpoint_every: Positive = 500
-    validate_every: Positive = 200
-
-
-class AutoencoderTrain(Train):
-    """The autoencoder's stage: the released code's betas, no decay of weights, and no average of them unless asked for.
-
-    `crop`: train on random windows of this many pixels a side instead of whole pictures.
-    """
-
-    crop: Positive | None = None
-    betas: tuple[Share, Share] = (0.5, 0.9)
-    weight_decay: NotNegative | None = 0.0
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
 
 
 class Perceptual(Section):
@@ -192,6 +173,7 @@ class Variant(Section):
     resample_blocks: bool = False
     linear_projection: bool = False
     self_transformer: bool = False
+    plain_attention: bool = False
     groups: Positive | None = None
     classes: Positive | None = None
     checkpoint: bool = False
@@ -218,12 +200,18 @@ class Denoiser(Section):
 
 
 class Sample(Component):
-    """How pictures are made at the end (`type` names a sampler), and by `ldmkit sample`."""
+    """How pictures are made at the end (`type` names a sampler), and by `ldmkit sample`.
+
+    `guidance_options`: a method of guidance by name, or a mapping of `type` and options. `negative`: slot -> value that stands in
+    for the slot's null; for perp-neg a list of such mappings too.
+    """
 
     type: str = "ddim"
     steps: Positive = 50
     count: Positive = 16
     guidance: float | dict[str, float] | str = 1.0
+    guidance_options: GuidanceOptions = Field(default_factory=PlainGuidance)
+    negative: dict[str, Any] | list[dict[str, Any]] | None = None
     seed: Count = 0
 
 
@@ -231,14 +219,3 @@ class Metric(Component):
     """One entry of `evaluate`; a name alone stands for `{type: name}`."""
 
     type: str
-
-
-class Runtime(Section):
-    """Where and in which precision; it changes no random draw."""
-
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    workers: Count = 0
-    threads: Positive | None = None
-    cache: str = "auto"

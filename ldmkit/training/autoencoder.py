@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ldmkit import random
 from ldmkit.autoencoder import Autoencoder, AutoencoderLoss
-from ldmkit.autoencoder.alarms import Alarms
+from ldmkit.autoencoder.alarms import Alarms, Movement
 from ldmkit.conditioning import Batch, ConditionerSet
 from ldmkit.data import Dataset, batches
 from ldmkit.training.checkpoint import Checkpoints
@@ -19,6 +20,7 @@ from ldmkit.training.ema import EMA, averaged
 from ldmkit.training.log import Log
 from ldmkit.training.optim import Group, Optimization
 from ldmkit.training.publish import publish
+from ldmkit.training.ranks import Ranks
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.state import EARLY, TrainingState, diverged
 from ldmkit.training.stop import Stop
@@ -43,47 +45,67 @@ def train_autoencoder(
     stop: Stop,
     runtime: Runtime | None = None,
     pictures: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainingState:
     """Trains the autoencoder up to `settings.steps`, from the newest checkpoint on; it ends frozen, with its average weights.
 
     Args and errors as in `ldmkit.training.diffusion.train_diffusion`. `losses` holds the discriminator, whose optimizer is
     its own; until the adversarial loss starts, the discriminator stands still.
+
+    Several `ranks` each hold a whole copy: both networks are small beside the UNet. Their gradients are averaged here, in one
+    message after each backward pass, and not by DDP: two optimizers, gradients that the adaptive weight asks for in the middle of
+    the loss, and a penalty's second derivative are what it does not promise. A batch norm sees its own rank's rows alone.
     """
-    runtime = runtime or Runtime()
-    autoencoder.to(runtime.device).requires_grad_(True)
-    losses.to(runtime.device)
+    runtime, ranks = runtime or Runtime(), ranks or Ranks()
+    runtime.place(autoencoder.requires_grad_(True))
+    runtime.place(losses)
+    ranks.alike({**autoencoder.state_dict(), **{f"losses/{name}": v for name, v in losses.state_dict().items()}})
     state = begin(autoencoder, losses, settings, runtime)
     if (newest := checkpoints.newest()) is not None:
         state.resume(newest)
-    loader = _loader(data, state, settings, seed, runtime)
+    loader = _loader(data, state, settings, seed, runtime, ranks)
     held_out = list(_held_out(validation, settings, seed))
-    alarms = Alarms()
+    alarms, movement = Alarms(), None if losses.discriminator is None else Movement(losses.discriminator)
 
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
         while state.step < settings.steps:
             batch = next(loader)
             autoencoder.train()
-            torch.manual_seed(random.key(seed, f"{STAGE}/dropout-layers", state.step))
-            good, values = _step(autoencoder, losses, batch, state, settings, seed, runtime)
-            if good and state.ema is not None:
-                state.ema.update()
+            torch.manual_seed(random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step))
+            good, values = _step(autoencoder, losses, batch, state, settings, seed, runtime, ranks)
+            if good:
+                state.average()
             if state.diverged:
                 raise _give_up(batch, state, checkpoints)
-            state.advance(len(batch))
-            written = out.step(state.step, values if good else {}, images=len(batch))
-            for found in alarms.observe(state.step, written or {}):
+            seen = len(batch) * ranks.count
+            state.advance(seen)
+            written = out.step(state.step, values if good else {}, images=seen)
+            watched = dict(written or {})
+            if written and movement is not None and losses.adversarial_active(state.step - 1):
+                watched["discriminator_change"] = movement()
+            if state.skipped_in_a_row:  # the update was left out, and so is what would be written of it
+                watched["gradient_norm"] = float(values["gradient_norm"])
+            for found in alarms.observe(state.step, watched):
                 out.alarm(state.step, str(found))
 
             last = state.step == settings.steps
-            if last or state.step % settings.validate_every == 0:
+            kept = last or state.step % settings.checkpoint_every == 0
+            score = None  # of a checkpoint: the best one stays
+            if kept or state.step % settings.validate_every == 0:
                 with averaged(autoencoder, state.ema):
-                    out.write(state.step, {"psnr": psnr(autoencoder, held_out, runtime)})
-            if pictures is not None and (last or state.step == EARLY or state.step % settings.sample_every == 0):
+                    reached = psnr(autoencoder, held_out, runtime, ranks)
+                out.write(state.step, {"psnr": reached})
+                score = -reached
+            drawn = last or state.step == EARLY or state.step % settings.sample_every == 0
+            if pictures is not None and drawn and not ranks.agree(stop):
                 with averaged(autoencoder, state.ema):
-                    pictures(state.step)
-            if last or stop.requested or state.step % settings.checkpoint_every == 0:
-                state.save(checkpoints)
-            stop.check(f"training the autoencoder, step {state.step} of {settings.steps}")
+                    ranks.decide(partial(pictures, state.step))
+            stopping = ranks.agree(stop)
+            if stopping or kept:
+                with out.saving(state.step):
+                    state.save(checkpoints, score=score)
+            if stopping:
+                stop.check(f"training the autoencoder, step {state.step} of {settings.steps}")
     if state.ema is not None:
         state.ema.copy_to_parameters()
     autoencoder.requires_grad_(False).eval()
@@ -100,17 +122,7 @@ def begin(
     learned = {f"losses.{name}": p for name, p in own.items() if name not in discriminator}  # the log-variance
     sides = {"generator": {**generator, **learned}, "discriminator": discriminator}
     optimizers = {
-        name: Optimization(
-            [Group(parameters)],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay or None,
-            steps=settings.steps,
-            warmup=settings.warmup,
-            decay=settings.decay,
-        )
-        for name, parameters in sides.items()
-        if parameters
+        name: Optimization.of([Group(parameters)], settings) for name, parameters in sides.items() if parameters
     }
     return TrainingState(
         modules={"autoencoder": autoencoder, "losses": losses},
@@ -128,8 +140,9 @@ def _step(
     settings: AutoencoderTrain,
     seed: int,
     runtime: Runtime,
+    ranks: Ranks,
 ) -> tuple[bool, dict[str, Tensor]]:
-    """The autoencoder's update, then the discriminator's."""
+    """The autoencoder's update, then the discriminator's. Values are means over this rank's rows."""
     images = windows(batch.images, batch.positions.tolist(), settings.crop, seed).to(runtime.device)
     noise = _posterior_noise(autoencoder, images, batch, seed).to(runtime.device)
     generator = state.optimizers["generator"]
@@ -139,6 +152,7 @@ def _step(
         reconstruction = autoencoder(images, noise)
         loss, values = losses.generator(images, reconstruction, state.step, autoencoder.last_layer)
     state.backward(loss)
+    ranks.average(generator.gradients)
     good, norm = state.update("generator", clip=settings.clip)
     values = {"loss": loss, **values, "gradient_norm": norm, "lr": torch.tensor(generator.rate)}
     _track(losses.discriminator, True)
@@ -148,6 +162,7 @@ def _step(
         with runtime.autocast():
             loss, parts = losses.discriminator_loss(images, reconstruction.images.detach(), state.step)
         state.backward(loss)
+        ranks.average(discriminator.gradients)
         state.update("discriminator", clip=settings.clip)
         values |= {"discriminator_loss": loss, **parts}
     return good, values
@@ -179,25 +194,39 @@ def _track(module: nn.Module | None, on: bool) -> None:
 
 
 @torch.no_grad()
-def psnr(autoencoder: Autoencoder, held_out: Sequence[Batch], runtime: Runtime) -> float:
-    """The mean peak signal-to-noise ratio in dB of the reconstructions of held-out images."""
+def psnr(autoencoder: Autoencoder, held_out: Sequence[Batch], runtime: Runtime, ranks: Ranks | None = None) -> float:
+    """The mean peak signal-to-noise ratio in dB of the reconstructions of held-out images, which several ranks share."""
     autoencoder.eval()
-    values: list[Tensor] = []
+    ranks = ranks or Ranks()
+    total, count = 0.0, 0
     for batch in held_out:
-        images = batch.images.to(runtime.device)
+        own = ranks.rows(len(batch))
+        images = batch.images[own.start : own.stop].to(runtime.device)
         with runtime.autocast():
             reconstructed = autoencoder.decode(autoencoder.encode(images))
         error = (reconstructed.float().clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
-        values.append(10.0 * torch.log10(4.0 / error.clamp(min=1e-10)))  # the range of [-1, 1] is 2
-    return float(torch.cat(values).mean()) if values else math.nan
+        total += float((10.0 * torch.log10(4.0 / error.clamp(min=1e-10))).sum())  # the range of [-1, 1] is 2
+        count += len(own)
+    total, seen = ranks.total([total, count])
+    return total / seen if seen else math.nan
 
 
 def _loader(
-    data: Dataset, state: TrainingState, settings: AutoencoderTrain, seed: int, runtime: Runtime
+    data: Dataset, state: TrainingState, settings: AutoencoderTrain, seed: int, runtime: Runtime, ranks: Ranks
 ) -> Iterator[Batch]:
     steps = max(settings.steps - state.step, 0)
-    start, size = state.position, settings.batch
-    return batches(data, pictures_only(), start=start, batch=size, seed=seed, steps=steps, workers=runtime.workers)
+    return batches(
+        data,
+        pictures_only(),
+        start=state.position,
+        batch=settings.batch,
+        seed=seed,
+        steps=steps,
+        workers=runtime.workers,
+        timeout=runtime.worker_timeout,
+        rank=ranks.rank,
+        ranks=ranks.count,
+    )
 
 
 def _held_out(validation: Dataset, settings: AutoencoderTrain, seed: int) -> Iterator[Batch]:
@@ -212,7 +241,8 @@ def pictures_only() -> ConditionerSet:
 
 
 def _give_up(batch: Batch, state: TrainingState, checkpoints: Checkpoints) -> Exception:
-    place = checkpoints.folder / f"diverged-{state.step:08d}"
+    """Each rank's rows are kept: any of them may have been the cause."""
+    place = checkpoints.folder / checkpoints.ranks.own_name(f"diverged-{state.step:08d}")
     tensors = {"images": batch.images, "positions": batch.positions}
     publish(place, {"batch": tensors}, {"about": {"step": state.step, "stage": STAGE}}, {})
     return diverged(state.step + 1, "the autoencoder's loss", str(place))

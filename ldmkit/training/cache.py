@@ -9,56 +9,61 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ldmkit import random
 from ldmkit.autoencoder import Autoencoder, LatentStatistics, Posterior, measure
 from ldmkit.conditioning import Batch
-from ldmkit.data import Dataset, Order
+from ldmkit.data import AnyOrder, Dataset
+from ldmkit.training import kept
 from ldmkit.training.console import Console
-from ldmkit.training.publish import DamagedError, discard, publish, sweep, verify
+from ldmkit.training.kept import Kept
+from ldmkit.training.ranks import Ranks
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop
 
-SHARD = 2048  # items a file
-LARGEST = 2 * 2**30  # bytes of latents that are kept in memory
 MEASURED = 4096  # pictures that the latents' scale is measured on
 
 
 class LatentCache:
-    """Posteriors of every item of a finite data set.
+    """Posteriors of every item of a finite data set: ``mean`` (c, h, w) and, for KL, ``logvar``; unscaled, on the CPU.
 
     Args:
-        posteriors: ``mean`` (n, c, h, w) and, for KL, ``logvar`` of the same shape; unscaled, on the CPU.
-        seed: the run's, which sets the order of the data.
+        groups: all items, in groups of one size.
+        order: the run's, which says the item of a position.
     """
 
-    def __init__(self, posteriors: Mapping[str, Tensor], *, seed: int) -> None:
-        self.posteriors = dict(posteriors)
-        self._order = Order(seed, len(self))
+    def __init__(self, posteriors: Kept, groups: Sequence[Sequence[int]], order: AnyOrder) -> None:
+        self.posteriors, self.groups, self._order = posteriors, groups, order
 
     def __len__(self) -> int:
-        return self.posteriors["mean"].shape[0]
+        return len(self.posteriors)
 
     def attach(self, batch: Batch) -> Batch:
         """The batch with the posteriors of its rows."""
-        items = torch.tensor([self._order.index(int(position))[1] for position in batch.positions])
-        return replace(batch, latents={name: value[items] for name, value in self.posteriors.items()})
+        items = [self._order.index(int(position))[1] for position in batch.positions]
+        return replace(batch, latents=self.posteriors.rows(items))
+
+    def chunks(self, count: int, batch: int) -> Iterator[dict[str, Tensor]]:
+        """About `count` posteriors, `batch` at a time: the first ones of each group, by its share."""
+        for group in self.groups:
+            own = group[: math.ceil(count * len(group) / len(self))]
+            for first in range(0, len(own), batch):
+                yield self.posteriors.rows(own[first : first + batch])
 
 
 def fits(autoencoder: Autoencoder, data: Dataset) -> bool:
-    """Whether the latents of `data` can be kept: it is finite, and they stay below `LARGEST` bytes."""
+    """Whether the latents of `data` are kept without being asked for: it is finite, and they stay below `kept.LARGEST` bytes."""
     if not data.finite:
         return False
-    latent = math.prod(autoencoder.latent_shape(data.size))
-    return 2 * 4 * len(data) * latent <= LARGEST  # mean and log-variance, float32
+    numbers = sum(len(group) * math.prod(autoencoder.latent_shape(data.size_of(group[0]))) for group in data.groups())
+    return 2 * 4 * numbers <= kept.LARGEST  # mean and log-variance, float32
 
 
 def build(
@@ -68,43 +73,45 @@ def build(
     folder: Path,
     key: str,
     seed: int,
+    order: AnyOrder | None = None,
     batch: int = 64,
     runtime: Runtime | None = None,
     console: Console | None = None,
     stop: Stop | None = None,
+    ranks: Ranks | None = None,
 ) -> LatentCache:
-    """Encodes every item, or reads what an earlier process encoded.
+    """Encodes every item, or reads what an earlier process encoded. With several ranks the first one does.
 
     Args:
         folder: shards go to ``folder/KEY/shard-00000`` and on; a build that was stopped goes on where it was.
         key: of everything the latents depend on; see `fingerprint`.
+        seed: the run's, which sets the order of the data.
+        order: the run's; needed with buckets, whose order depends on the run's batch.
 
     Raises:
         Interrupted: a signal came; finished shards stay.
     """
-    runtime, console = runtime or Runtime(), console or Console(enabled=False)
+    runtime = runtime or Runtime()
     autoencoder.eval().to(runtime.device)
-    place = folder / key
-    sweep(place)
-    shards: list[dict[str, Tensor]] = []
-    with console.progress("latents", total=len(data)) as progress:
-        for number, first in enumerate(range(0, len(data), SHARD)):
-            target = place / f"shard-{number:05d}"
-            items = range(first, min(first + SHARD, len(data)))
-            if (found := _read(target)) is None:
-                parts = []
-                for start in range(items.start, items.stop, batch):
-                    rows = range(start, min(start + batch, items.stop))
-                    images = torch.stack([data.readable(item)["image"] for item in rows])
-                    parts.append(_encode(autoencoder, images, runtime))
-                    progress.update(rows.stop)
-                    if stop is not None:
-                        stop.check(f"encoding latents, {rows.stop} of {len(data)}")
-                found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                publish(target, {"latents": found}, {}, {"key": key})
-            shards.append(found)
-            progress.update(items.stop)
-    return LatentCache({name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}, seed=seed)
+
+    def encoded(items: Sequence[int]) -> dict[str, Tensor]:
+        return _encode(autoencoder, torch.stack([data.readable(item)["image"] for item in items]), runtime)
+
+    groups = data.groups()
+    found = kept.build(
+        folder / key,
+        groups,
+        encoded,
+        key=key,
+        what="latents",
+        join=kept.joined,
+        batch=batch,
+        console=console,
+        stop=stop,
+        ranks=ranks,
+    )
+    assert order is not None or not data.buckets
+    return LatentCache(found, groups, order or data.order(seed, batch))
 
 
 def fingerprint(autoencoder: Autoencoder, description: Mapping[str, Any]) -> str:
@@ -123,6 +130,7 @@ def calibrate(
     batch: int = 64,
     runtime: Runtime | None = None,
     stop: Stop | None = None,
+    ranks: Ranks | None = None,
 ) -> LatentStatistics:
     """Measures the latents of the training data and sets shift and scale, unless these weights were measured before.
 
@@ -133,15 +141,19 @@ def calibrate(
     Raises:
         DivergedError: constant or infinite latents.
     """
-    weights = autoencoder.weights_hash()
-    statistics = autoencoder.statistics
-    if statistics is None or statistics.weights != weights:
+
+    def measured() -> LatentStatistics:
+        weights = autoencoder.weights_hash()
+        known = autoencoder.statistics
+        if known is not None and known.weights == weights:
+            return known
         if cache is None:
             found = _posteriors(autoencoder, data, seed, batch, runtime or Runtime(), stop)
         else:
-            chunks = {name: torch.split(value[:MEASURED], batch) for name, value in cache.posteriors.items()}
-            found = ({name: chunk[i] for name, chunk in chunks.items()} for i in range(len(chunks["mean"])))
-        statistics = measure(_draws(found, seed), weights=weights)
+            found = cache.chunks(MEASURED, batch)
+        return measure(_draws(found, seed), weights=weights)
+
+    statistics = (ranks or Ranks()).decide(measured)
     autoencoder.set_statistics(statistics, scale=scale)
     return statistics
 
@@ -149,7 +161,7 @@ def calibrate(
 def _posteriors(
     autoencoder: Autoencoder, data: Dataset, seed: int, batch: int, runtime: Runtime, stop: Stop | None
 ) -> Iterator[dict[str, Tensor]]:
-    order = Order(seed, data.count)
+    order = data.order(seed, batch)
     count = min(MEASURED, MEASURED if data.count is None else data.count)
     autoencoder.eval().to(runtime.device)
     for first in range(0, count, batch):
@@ -175,14 +187,3 @@ def _encode(autoencoder: Autoencoder, images: Tensor, runtime: Runtime) -> dict[
     if posterior.logvar is not None:
         found["logvar"] = posterior.logvar.float().cpu()
     return found
-
-
-def _read(target: Path) -> dict[str, Tensor] | None:
-    if not target.is_dir():
-        return None
-    try:
-        verify(target)
-    except DamagedError:
-        discard(target)
-        return None
-    return load_file(target / "latents.safetensors")

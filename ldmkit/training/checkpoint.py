@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ldmkit.errors import CheckpointError, DivergedError
 from ldmkit.training import publish
+from ldmkit.training.ranks import Ranks
+from ldmkit.training.shards import on_first
 
 PREFIX = "step-"
 STATE = "trainer"
@@ -22,12 +24,13 @@ STATE = "trainer"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint on disk."""
+    """A verified checkpoint on the first rank's disk. With several ranks, all of them call each method."""
 
     path: Path
     step: int
     manifest: Mapping[str, Any]
     state: Mapping[str, Any]  # JSON values
+    ranks: Ranks = field(default=Ranks(), repr=False, compare=False)
 
     def has(self, name: str) -> bool:
         """Whether there are tensors called `name`."""
@@ -41,7 +44,11 @@ class Checkpoint:
         """
         if not self.has(name):
             raise CheckpointError(f"{self.path} has no {name}.safetensors", hint="start anew with --fresh")
-        tensors = load_file(self.path / f"{name}.safetensors", device=str(device))
+        tensors = self.ranks.share(lambda: self._read(name))
+        return {key: value.to(device) for key, value in tensors.items()}
+
+    def _read(self, name: str) -> dict[str, Tensor]:
+        tensors = load_file(self.path / f"{name}.safetensors")
         if bad := first_not_finite(tensors):
             raise CheckpointError(f"{bad} in {self.path / name}.safetensors is not finite")
         return tensors
@@ -54,11 +61,16 @@ class Checkpoints:
         folder: made at the first save.
         keep: how many of the newest stay; the one with the lowest score stays too.
         facts: JSON values for every manifest (versions and the like).
+        ranks: the run's processes. The first one reads and writes, and the others get what it read: `folder` is its own.
+            One format for any number of them: tensors that are split among the ranks are saved whole.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int = 2, facts: Mapping[str, Any] | None = None, ranks: Ranks | None = None
+    ) -> None:
         assert keep >= 1
         self.folder, self.keep, self.facts = folder, keep, dict(facts or {})
+        self.ranks = ranks or Ranks()
         self.skipped: list[str] = []  # what `newest` found damaged, for a person to read
 
     def save(
@@ -75,6 +87,12 @@ class Checkpoints:
             ResourceError: the disk did not take it; those before are intact.
             DivergedError: a tensor is not finite; such a state is not worth keeping.
         """
+        whole = {name: on_first(content, self.ranks) for name, content in tensors.items()}
+        self.ranks.decide(lambda: self._save(step, whole, state, score))
+
+    def _save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], score: float | None
+    ) -> None:
         for name, content in tensors.items():
             if bad := first_not_finite(content):
                 raise DivergedError(f"{bad} ({name}) is not finite at step {step}: not saved")
@@ -84,6 +102,10 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose manifest verifies, or None; damaged ones go to `skipped`."""
+        found = self.ranks.decide(self._newest)
+        return None if found is None else replace(found, ranks=self.ranks)
+
+    def _newest(self) -> Checkpoint | None:
         self.skipped.clear()
         for path in reversed(self._paths()):
             try:
@@ -92,9 +114,18 @@ class Checkpoints:
                 self.skipped.append(f"{path.name}: {reason}")
         return None
 
+    def all(self) -> list[Checkpoint]:
+        """Every checkpoint whose manifest verifies, oldest first; for readers, which are no ranks of the run."""
+        found = []
+        for path in self._paths():
+            with contextlib.suppress(publish.DamagedError):
+                found.append(_open(path))
+        return found
+
     def sweep(self) -> None:
         """Removes leftovers of a process that died."""
-        publish.sweep(self.folder)
+        if self.ranks.first:
+            publish.sweep(self.folder)
 
     def _paths(self) -> list[Path]:
         found = self.folder.iterdir() if self.folder.is_dir() else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,14 +13,19 @@ from torch import Tensor, nn
 from ldmkit import random
 from ldmkit.conditioning import Batch
 from ldmkit.data import Dataset, batches
-from ldmkit.errors import DataError
 from ldmkit.latent_diffusion import LatentDiffusion
-from ldmkit.training.cache import LatentCache
+from ldmkit.training import posthoc
+from ldmkit.training.caching import Attaching
 from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.training.distributed import Engine
+from ldmkit.training.distributed import engine as engine_for
 from ldmkit.training.ema import EMA, averaged
 from ldmkit.training.log import Log
 from ldmkit.training.optim import Group, Optimization
+from ldmkit.training.posthoc import PostHoc
+from ldmkit.training.probe import probe
 from ldmkit.training.publish import publish
+from ldmkit.training.ranks import Ranks
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.state import EARLY, TrainingState, diverged
 from ldmkit.training.stop import Stop
@@ -43,8 +49,10 @@ def train_diffusion(
     stop: Stop,
     runtime: Runtime | None = None,
     groups: Sequence[Group] | None = None,
-    cache: LatentCache | None = None,
+    cache: Attaching | None = None,
     pictures: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
+    shard: bool = False,
 ) -> TrainingState:
     """Trains the denoiser and the conditioners of `model` up to `settings.steps`, from the newest checkpoint on.
 
@@ -54,52 +62,68 @@ def train_diffusion(
         seed: the run's; every draw is keyed by it.
         groups: parameters with their own learning rates; default: all that require a gradient, in one.
         cache: the latents of `data`; None encodes every batch.
-        pictures: called with the step, average weights applied, to draw what a person looks at.
+        pictures: called with the step, average weights applied, to draw what a person looks at; on the first rank alone.
+        ranks: the processes that share each batch; `checkpoints` has the same.
+        shard: split the weights and all that belongs to them among the ranks, instead of a copy for each.
 
     Returns:
         the state at the end, whose `ema` holds the average.
 
     Raises:
+        CheckpointError: the latents' scale was measured with other weights than the autoencoder has.
         Interrupted: a signal came; a checkpoint of the last step is saved.
         DivergedError: the gradient was not finite several times in a row; the batch is saved beside the checkpoints.
     """
-    runtime = runtime or Runtime()
-    model.to(runtime.device)
-    state = begin(model, settings, groups, runtime)
+    runtime, ranks = runtime or Runtime(), ranks or Ranks()
+    model.autoencoder.check_statistics()
+    model.denoiser.checkpointing |= runtime.checkpointing
+    snapshots = checkpoints.folder / posthoc.SNAPSHOTS
+    engine = engine_for(model, ranks, runtime, shard=shard)
+    own = engine.model
+    state = begin(own, settings, _own(groups, own), runtime)
     if (newest := checkpoints.newest()) is not None:
         state.resume(newest)
-    if runtime.compile:
-        model.denoiser.compile()
-    loader = _loader(model, data, state, settings, seed, runtime)
-    held_out = list(_held_out(model, validation, settings, seed))
+    ranks.decide(lambda: posthoc.forget_after(snapshots, state.step))
     if state.step == 0:
-        check_present(model, data, seed)
+        ranks.decide(lambda: probe(model, data, seed, runtime))
+    loader = _loader(model, data, state, settings, seed, runtime, ranks)
+    held_out = list(_held_out(model, validation, settings, seed))
 
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
         while state.step < settings.steps:
             batch = next(loader)
             if cache is not None:
                 batch = cache.attach(batch)
-            good, values = _step(model, batch, state, settings, seed, runtime)
-            if good and state.ema is not None:
-                state.ema.update()
+            good, values = _step(engine, batch, state, settings, seed, runtime, ranks)
+            if good:
+                state.average()
             if state.diverged:
                 raise _give_up(batch, state, checkpoints)
-            state.advance(len(batch))
-            out.step(state.step, values if good else {}, images=len(batch))
+            seen = len(batch) * ranks.count
+            state.advance(seen)
+            out.step(state.step, values if good else {}, images=seen)
 
             last = state.step == settings.steps
-            if last or state.step % settings.validate_every == 0:
-                with averaged(model, state.ema):
-                    out.write(state.step, {"validation": validation_loss(model, held_out, seed, runtime)})
-            if pictures is not None and (last or state.step == EARLY or state.step % settings.sample_every == 0):
-                with averaged(model, state.ema):
-                    pictures(state.step)
-            if last or stop.requested or state.step % settings.checkpoint_every == 0:
-                state.save(checkpoints)
-            stop.check(f"training the diffusion stage, step {state.step} of {settings.steps}")
+            kept = last or state.step % settings.checkpoint_every == 0
+            score = None  # of a checkpoint: the best one stays
+            if kept or state.step % settings.validate_every == 0:
+                with averaged(own, state.ema):
+                    score = validation_loss(own, held_out, seed, runtime, ranks)
+                out.write(state.step, {"validation": score})
+            drawn = last or state.step == EARLY or state.step % settings.sample_every == 0
+            if pictures is not None and drawn and not ranks.agree(stop):
+                with averaged(own, state.ema), engine.whole():
+                    ranks.decide(partial(pictures, state.step))
+            if state.post_hoc is not None and (last or state.step % state.post_hoc.every == 0):
+                state.post_hoc.snapshot(snapshots, state.step, ranks)
+            stopping = ranks.agree(stop)
+            if stopping or kept:
+                with out.saving(state.step):
+                    state.save(checkpoints, score=score)
+            if stopping:
+                stop.check(f"training the diffusion stage, step {state.step} of {settings.steps}")
     model.eval()
-    return state
+    return engine.finish(state)
 
 
 def begin(
@@ -107,19 +131,12 @@ def begin(
 ) -> TrainingState:
     """The state before the first step."""
     parameters = trainable(model)
-    optimization = Optimization(
-        groups if groups is not None else [Group(parameters)],
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        steps=settings.steps,
-        warmup=settings.warmup,
-        decay=settings.decay,
-    )
+    optimization = Optimization.of(groups if groups is not None else [Group(parameters)], settings)
     return TrainingState(
         modules={"model": TrainedPart(model)},
         optimizers={"model": optimization},
         ema=None if settings.ema is None else EMA(parameters, decay=settings.ema),
+        post_hoc=PostHoc.of(parameters, settings.post_hoc),
         scaler=(runtime or Runtime()).scaler(),
     )
 
@@ -137,26 +154,46 @@ def trainable(model: LatentDiffusion) -> dict[str, nn.Parameter]:
     return {name: p for name, p in TrainedPart(model).named_parameters() if p.requires_grad}
 
 
+def _own(groups: Sequence[Group] | None, model: LatentDiffusion) -> list[Group] | None:
+    """The groups with the parameters that `model` has under their names: shards are not those of the model handed in."""
+    if groups is None:
+        return None
+    parameters = trainable(model)
+    return [replace(group, parameters={name: parameters[name] for name in group.parameters}) for group in groups]
+
+
 def _step(
-    model: LatentDiffusion, batch: Batch, state: TrainingState, settings: Train, seed: int, runtime: Runtime
+    engine: Engine, batch: Batch, state: TrainingState, settings: Train, seed: int, runtime: Runtime, ranks: Ranks
 ) -> tuple[bool, dict[str, Tensor]]:
-    """One optimizer step; with accumulation, the gradient of the whole batch from its parts."""
-    model.train()
-    torch.manual_seed(random.key(seed, f"{STAGE}/dropout-layers", state.step))  # nn.Dropout draws nowhere else
+    """One optimizer step; with accumulation, the gradient of the whole batch from its parts.
+
+    Means over this rank's rows: the gradients' mean over the ranks is the engine's, that of the values the log's.
+    """
+    engine.model.train()
+    torch.manual_seed(
+        random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step)
+    )  # nn.Dropout draws nowhere else
     optimization = state.optimizers["model"]
     optimization.begin(state.step)
     values: dict[str, Tensor] = {}
-    for part in split(batch, settings.accumulate):
+    pieces = list(split(batch, settings.accumulate))
+    for part in pieces:
         share = len(part) / len(batch)
-        draws = model.draw(part.positions, seed).to(runtime.device)
-        with runtime.autocast():
-            loss, parts = model(part.to(runtime.device), draws)
-        state.backward(loss * share)
+        draws = engine.model.draw(part.positions, seed, _size(part)).to(runtime.device)
+        with engine.collecting(last=part is pieces[-1]):
+            with runtime.autocast():
+                loss, parts = engine.loss(part.to(runtime.device), draws)
+            state.backward(loss * share)
         for name, value in parts.items():
             values[name] = values.get(name, torch.zeros_like(value)) + value * share
     optimization.hold_back(state.step)
     good, norm = state.update("model", clip=settings.clip)
     return good, {**values, "gradient_norm": norm, "lr": torch.tensor(optimization.rate)}
+
+
+def _size(batch: Batch) -> tuple[int, int]:
+    """(h, w) of the batch's pictures: with buckets not always the model's."""
+    return batch.images.shape[2], batch.images.shape[3]
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -170,32 +207,46 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 @torch.no_grad()
-def validation_loss(model: LatentDiffusion, held_out: Sequence[Batch], seed: int, runtime: Runtime) -> float:
+def validation_loss(
+    model: LatentDiffusion, held_out: Sequence[Batch], seed: int, runtime: Runtime, ranks: Ranks | None = None
+) -> float:
     """The loss of held-out batches at fixed timesteps and noise, nothing dropped: the same number for the same weights.
 
-    Timesteps are spread evenly over their distribution instead of drawn, which takes most of the noise out of the mean.
+    Several ranks share the rows. Timesteps are spread evenly over their distribution instead of drawn, which takes most of the
+    noise out of the mean.
     """
     model.eval()
     total = sum(len(batch) for batch in held_out)
     order = torch.randperm(total, generator=random.generator(seed, "validation/order", 0))
     spread = (order + 0.5) / max(total, 1)
-    loss, first = 0.0, 0
-    for batch in held_out:
-        draws = model.draw(batch.positions, random.key(seed, "validation/draws", 0))
+    ranks = ranks or Ranks()
+    loss, rows, first = 0.0, 0, 0
+    for whole in held_out:
+        own = ranks.rows(len(whole))
+        batch = whole.select(own)
+        draws = model.draw(batch.positions, random.key(seed, "validation/draws", 0), _size(batch))
         draws = replace(
             draws,
-            timesteps=model.diffusion.sample_timesteps(spread[first : first + len(batch)]),
+            timesteps=model.diffusion.sample_timesteps(spread[first + own.start : first + own.stop]),
             dropped={slot: torch.zeros(len(batch), dtype=torch.bool) for slot in draws.dropped},
         )
         with runtime.autocast():
             value, _ = model(batch.to(runtime.device), draws.to(runtime.device))
         loss += float(value) * len(batch)
-        first += len(batch)
-    return loss / max(total, 1)
+        rows += len(batch)
+        first += len(whole)
+    loss, seen = ranks.total([loss, rows])
+    return loss / max(seen, 1)
 
 
 def _loader(
-    model: LatentDiffusion, data: Dataset, state: TrainingState, settings: Train, seed: int, runtime: Runtime
+    model: LatentDiffusion,
+    data: Dataset,
+    state: TrainingState,
+    settings: Train,
+    seed: int,
+    runtime: Runtime,
+    ranks: Ranks,
 ) -> Iterator[Batch]:
     steps = settings.steps - state.step
     return batches(
@@ -206,6 +257,9 @@ def _loader(
         seed=seed,
         steps=max(steps, 0),
         workers=runtime.workers,
+        timeout=runtime.worker_timeout,
+        rank=ranks.rank,
+        ranks=ranks.count,
     )
 
 
@@ -215,24 +269,9 @@ def _held_out(model: LatentDiffusion, validation: Dataset, settings: Train, seed
     return batches(validation, model.conditioners, start=0, batch=size, seed=seed, steps=count // size)
 
 
-def check_present(model: LatentDiffusion, data: Dataset, seed: int, *, rows: int = 64) -> None:
-    """One look at the data before the first step.
-
-    Raises:
-        DataError: a slot finds its condition in none of the first samples.
-    """
-    for batch in batches(data, model.conditioners, start=0, batch=rows, seed=seed, steps=1):
-        for slot, present in batch.present.items():
-            if not bool(present.any()):
-                fields = ", ".join(sorted(set(model.conditioners.fields[slot].values())))
-                raise DataError(
-                    f"slot {slot} has no condition in the first {rows} samples: {fields} is None in each",
-                    hint=f"give the data that field, name another one with `fields`, or leave {slot} out",
-                )
-
-
 def _give_up(batch: Batch, state: TrainingState, checkpoints: Checkpoints) -> Exception:
-    place = checkpoints.folder / f"diverged-{state.step:08d}"
+    """Each rank's rows are kept: any of them may have been the cause."""
+    place = checkpoints.folder / checkpoints.ranks.own_name(f"diverged-{state.step:08d}")
     tensors = {"images": batch.images, "positions": batch.positions}
     for slot, prepared in batch.prepared.items():
         tensors |= {f"{slot}/{name}": value for name, value in (prepared or {}).items()}

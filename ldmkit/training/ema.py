@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit.errors import CheckpointError
+from ldmkit.training.shards import is_split, placed, swap
 
 
 class EMA:
@@ -53,7 +54,10 @@ class EMA:
     def _swap(self) -> None:
         for name, parameter in self.live.items():
             average = self._average[name]
-            self._average[name], parameter.data = parameter.data, average
+            if is_split(parameter):
+                swap(parameter, average)
+            else:
+                self._average[name], parameter.data = parameter.data, average
 
     def tensors(self) -> dict[str, Tensor]:
         """The average, name -> tensor."""
@@ -72,7 +76,7 @@ class EMA:
                 f"the saved average does not fit the model in {len(different)} tensors, {sorted(different)[0]} first"
             )
         for name, value in tensors.items():
-            self._average[name].copy_(value)
+            self._average[name].copy_(placed(value, self._average[name]))
         self.updates = updates
 
 

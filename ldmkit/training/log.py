@@ -1,25 +1,33 @@
-"""Numbers on their way out: `metrics.jsonl`, TensorBoard, the console, observers."""
+"""Numbers and pictures on their way out: `metrics.jsonl`, TensorBoard, trackers, the console, observers."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from torch import Tensor
 
 from ldmkit.training.console import Console, duration
+from ldmkit.training.ranks import Ranks
+from ldmkit.training.trackers import Trackers
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL that schedulers give unless told otherwise (Kubernetes, Slurm)
+EXPLODED = 1000.0  # times the median of the losses before
 Observer = Callable[[str, int, Mapping[str, float]], None]  # stage, step, values
 
 
@@ -30,21 +38,47 @@ class Log:
         folder: holds ``metrics.jsonl`` and ``tensorboard/STAGE``; None writes no file.
         console: for progress and notes.
         observer: called with each line written; it gets facts and changes nothing.
+        trackers: what is told besides.
+        ranks: the run's processes, over which the steps' values are means; all but the first have neither folder nor listeners.
+
+    As a context manager it tells the trackers that the run is over.
     """
 
     def __init__(
-        self, folder: Path | None = None, *, console: Console | None = None, observer: Observer | None = None
+        self,
+        folder: Path | None = None,
+        *,
+        console: Console | None = None,
+        observer: Observer | None = None,
+        trackers: Trackers | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.ranks = folder, ranks or Ranks()
         self.console = console or Console(enabled=False)
-        self.observer = observer
+        self.observer, self.trackers = observer, trackers
+        self.current: StageLog | None = None
         self._failed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.trackers is not None:
+            self.trackers.finish()
 
     def stage(self, name: str, *, total: int, done: int = 0, every: int = 10) -> StageLog:
         """The log of one stage from step `done` on; lines of later steps, written before a crash, are removed."""
         if self.folder is not None:
             truncate(self.folder / METRICS, name, done)
-        return StageLog(self, name, total=total, done=done, every=every)
+        self.current = StageLog(self, name, total=total, done=done, every=every)
+        return self.current
+
+    def picture(self, step: int, image: Image, path: Path) -> None:
+        """A contact sheet of the stage that runs now, which was written to `path`: for TensorBoard and the trackers."""
+        if self.current is not None:
+            self.current.picture(step, image, path)
 
     def append(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of ``metrics.jsonl``. A disk that is full is said once, and training goes on."""
@@ -74,6 +108,8 @@ class StageLog:
         self._times: deque[tuple[float, int, int]] = deque(maxlen=64)  # when, steps done, images seen
         self._times.append((time.monotonic(), done, 0))
         self._images = 0
+        self._losses: deque[float] = deque(maxlen=100)
+        self._slow = False
         self._text = ""
         self._progress = log.console.progress(name, total=total, done=done)
         self._board = self._tensorboard(done) if total > done else None
@@ -88,6 +124,8 @@ class StageLog:
         self._progress.__exit__(kind, error, trace)
         if self._board is not None:
             self._board.close()
+            self._board = None
+        self.log.current = None
 
     def step(self, done: int, values: Mapping[str, Tensor | float], *, images: int) -> dict[str, float] | None:
         """`done` steps are done; `values` are means over this step's `images`. Nothing waits for the device in between.
@@ -105,7 +143,7 @@ class StageLog:
         return line
 
     def _flush(self, done: int) -> dict[str, float]:
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        means = self.log.ranks.means({name: float(total) / self._counts[name] for name, total in self._sums.items()})
         self._sums.clear()
         self._counts.clear()
         (then, before, seen), (now, _, _) = self._times[0], self._times[-1]
@@ -113,7 +151,18 @@ class StageLog:
         speed = {"steps_per_second": (done - before) / elapsed, "images_per_second": (self._images - seen) / elapsed}
         self._text = self._line(means, speed, (self.total - done) / max(speed["steps_per_second"], 1e-9))
         self.write(done, {**means, **speed})
+        self._watch(done, means.get("loss", math.nan))
         return {**means, **speed}
+
+    def _watch(self, done: int, loss: float) -> None:
+        """A loss that is finite and out of all proportion."""
+        usual = statistics.median(self._losses) if len(self._losses) >= 5 else math.inf
+        if 0 < EXPLODED * usual < loss:
+            self.alarm(
+                done, f"the loss is {loss:.3g} at step {done}, and was {usual:.3g}; a lower `lr` or `clip` may help"
+            )
+        elif math.isfinite(loss):
+            self._losses.append(loss)
 
     def _line(self, means: Mapping[str, float], speed: Mapping[str, float], left: float) -> str:
         loss = f"loss {means['loss']:.4f}, " if "loss" in means else ""
@@ -128,8 +177,34 @@ class StageLog:
                     self._board.add_scalar(name, value, done)
             except OSError as error:
                 self.log.trouble("TensorBoard events", error)
+        if self.log.trackers is not None:
+            self.log.trackers.log(self.name, done, values)
         if self.log.observer is not None:
             self.log.observer(self.name, done, values)
+
+    def picture(self, done: int, image: Image, path: Path) -> None:
+        """See `Log.picture`."""
+        if self._board is not None:
+            try:
+                self._board.add_image("samples", np.asarray(image.convert("RGB")), done, dataformats="HWC")
+            except OSError as error:
+                self.log.trouble("TensorBoard events", error)
+        if self.log.trackers is not None:
+            self.log.trackers.picture(self.name, done, image, path)
+
+    @contextmanager
+    def saving(self, done: int) -> Iterator[None]:
+        """Around the saving of a checkpoint: says once that it takes longer than a process may live after SIGTERM."""
+        begun = time.monotonic()
+        yield
+        took = time.monotonic() - begun
+        if took > GRACE / 2 and not self._slow:
+            self._slow = True
+            self.alarm(
+                done,
+                f"a checkpoint takes {took:.0f} s, and {GRACE:.0f} s is what many schedulers leave between SIGTERM and "
+                "SIGKILL: ask for more, or a stop loses the steps since the checkpoint before",
+            )
 
     def alarm(self, done: int, text: str) -> None:
         """Something that a person should look at: on the console, in ``metrics.jsonl`` and so in the report."""

@@ -54,7 +54,7 @@ class Remembered(Dataset):
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_fields": {}, "_kept": {}}
+        return {**super().__getstate__(), "_fields": {}, "_kept": {}}
 
 
 def _packed(value: Any) -> tuple[Any, torch.dtype | None]:

@@ -12,6 +12,7 @@ from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.recipe import Recipe
 from ldmkit.training.console import Console
 from ldmkit.training.publish import write_json
+from ldmkit.training.ranks import Ranks
 from ldmkit.training.runtime import Runtime, describe
 
 COPIES = 4  # of the weights in a checkpoint: raw, averaged, and two moments
@@ -24,12 +25,13 @@ def announce(
     data: tuple[Dataset, Dataset],
     runtime: Runtime,
     folder: Path,
+    ranks: Ranks,
 ) -> None:
     """Prints the plan, what is a stand-in, and whether the disk is nearly full; ``plan.json`` keeps it for the report."""
     train, held_out = data
     console.table(
         [
-            ("device", describe(runtime)),
+            ("device", describe(runtime) + _processes(recipe, ranks)),
             (
                 "data",
                 f"{recipe.data.type}, {train.size[0]}x{train.size[1]}: {_amount(train)}; held out: {_amount(held_out)}",
@@ -40,7 +42,9 @@ def announce(
             ("stages", ", then ".join(_stages(recipe))),
         ]
     )
-    for text in _stand_ins(recipe):
+    for text in train.info.notes:
+        console.note(f"  data: {text}")
+    for text in [*_few(recipe, train), *_stand_ins(recipe), *_per_rank(recipe, ranks)]:
         console.note(f"  note: {text}")
     _check_space(console, model, folder)
     parts = {"autoencoder": model.autoencoder, "denoiser": model.denoiser}
@@ -71,6 +75,18 @@ def _latents(model: LatentDiffusion) -> str:
     return "x".join(str(side) for side in model.latent_shape(model.size))
 
 
+def _few(recipe: Recipe, data: Dataset) -> list[str]:
+    stages = {"autoencoder.train": recipe.autoencoder.train, "train": recipe.train}
+    larger = [
+        f"{name}.batch {s.batch}" for name, s in stages.items() if s is not None and s.batch > (data.count or s.batch)
+    ]
+    return (
+        [f"{' and '.join(larger)}: more than the {data.count} samples, so a batch holds some of them twice"]
+        if larger
+        else []
+    )
+
+
 def _slots(model: LatentDiffusion) -> list[str]:
     return [f"{name} ({slot.type}, {slot.origin.get('distribution', 'here')})" for name, slot in model.slots.items()]
 
@@ -86,6 +102,22 @@ def _stand_ins(recipe: Recipe) -> list[str]:
     perceptual = loss.get("perceptual") if recipe.autoencoder.train is not None else None
     if perceptual and perceptual["weights"] == "random":
         return ["LPIPS has random backbone weights here: its values do not compare with published ones"]
+    return []
+
+
+def _processes(recipe: Recipe, ranks: Ranks) -> str:
+    how = "shards (fsdp)" if recipe.runtime.distributed == "fsdp" else "copies (ddp)"
+    return f", {ranks.count} processes with {how}" if ranks.count > 1 else ""
+
+
+def _per_rank(recipe: Recipe, ranks: Ranks) -> list[str]:
+    """What depends on the number of processes."""
+    loss = recipe.resolved()["autoencoder"].get("loss") or {}
+    game = loss.get("adversarial") if recipe.autoencoder.train is not None else None
+    if ranks.count > 1 and game and game["norm"] == "batch":
+        return [
+            "the discriminator's batch norm sees each process' pictures alone; `norm: group` does not depend on their number"
+        ]
     return []
 
 

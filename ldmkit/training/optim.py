@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from ldmkit.errors import CheckpointError
+from ldmkit.errors import CheckpointError, ResourceError
+from ldmkit.training.shards import gathered, is_split, placed
+
+if TYPE_CHECKING:
+    from ldmkit.recipe import Train
 
 Decay = Literal["constant", "linear", "cosine"]
+Kind = Literal["adamw", "adam", "adamw-8bit"]
+# Where the optimizers of torch and those of bitsandbytes keep their two moments, each of the parameter's shape.
+PLAIN, STATE1 = ("exp_avg", "exp_avg_sq"), ("state1", "state2")
+MOMENTS = (*PLAIN, *STATE1)
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,46 @@ def rate_factor(step: int, *, steps: int, warmup: int = 0, decay: Decay = "const
     return 0.5 * (1.0 + math.cos(math.pi * gone))
 
 
+def cycle_factor(
+    step: int,
+    *,
+    cosine: bool,
+    warmup: Sequence[int],
+    start: Sequence[float],
+    high: Sequence[float],
+    low: Sequence[float],
+    length: Sequence[int],
+) -> float:
+    """The released code's schedules (`LambdaLinearScheduler`, `LambdaWarmUpCosineScheduler` and the latter's cycles).
+
+    Each sequence has one number a cycle. A step on the border of two cycles belongs to the earlier one, as there; after the last
+    cycle its end is held (the released code has a value there for one cosine only).
+    """
+    ends = list(accumulate(length))
+    cycle = next((index for index, end in enumerate(ends) if step <= end), len(ends) - 1)
+    n = min(step, ends[cycle]) - (ends[cycle] - length[cycle])
+    if n < warmup[cycle]:
+        return start[cycle] + (high[cycle] - start[cycle]) * n / warmup[cycle]
+    if cosine:
+        gone = min((n - warmup[cycle]) / max(length[cycle] - warmup[cycle], 1), 1.0)
+        return low[cycle] + 0.5 * (high[cycle] - low[cycle]) * (1.0 + math.cos(math.pi * gone))
+    return low[cycle] + (high[cycle] - low[cycle]) * (length[cycle] - n) / length[cycle]
+
+
+def schedule_of(settings: Train) -> Callable[[int], float]:
+    """Step -> factor of the learning rate, as a recipe's `train` section says."""
+    own = settings.lr_schedule
+    if own is None:
+        return partial(rate_factor, steps=settings.steps, warmup=settings.warmup, decay=settings.decay)
+    given = own.model_dump(exclude={"type"})
+    lists = {key: value if isinstance(value, tuple) else (value,) for key, value in given.items()}
+    cycles = max(len(value) for value in lists.values())
+    full: dict[str, Any] = {key: value if len(value) == cycles else value * cycles for key, value in lists.items()}
+    return partial(cycle_factor, cosine=own.type == "lambda-cosine", **full)
+
+
 class Optimization:
-    """A fused Adam or AdamW over groups of named parameters, with its learning-rate schedule.
+    """An Adam over groups of named parameters, with its learning-rate schedule; fused, where torch has it.
 
     Args:
         groups: the parameters; one without any is left out.
@@ -50,6 +99,11 @@ class Optimization:
         betas: of Adam.
         weight_decay: of AdamW (decoupled, Loshchilov & Hutter 2017); None means plain Adam.
         steps, warmup, decay: see `rate_factor`.
+        optimizer: ``adamw``, ``adam``, or ``adamw-8bit``, whose moments take 8 bits a value (Dettmers et al. 2021).
+        schedule: step -> factor of the learning rate, in place of `rate_factor`.
+
+    Raises:
+        ResourceError: an 8-bit optimizer without `bitsandbytes`, or on a CPU.
     """
 
     def __init__(
@@ -62,14 +116,31 @@ class Optimization:
         weight_decay: float | None = 0.01,
         warmup: int = 0,
         decay: Decay = "constant",
+        optimizer: Kind = "adamw",
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
         self.groups = [group for group in groups if group.parameters]
-        self.steps, self.warmup, self.decay = steps, warmup, decay
+        self.schedule = schedule or partial(rate_factor, steps=steps, warmup=warmup, decay=decay)
         self._rates = [lr if g.lr is None else g.lr for g in self.groups]
         self._names: dict[Tensor, str] = {p: name for g in self.groups for name, p in g.parameters.items()}
         arguments = [_arguments(group, self._rates[i], weight_decay) for i, group in enumerate(self.groups)]
-        kind = Adam if weight_decay is None else AdamW
-        self.optimizer: Optimizer = kind(arguments, lr=lr, betas=betas, fused=_can_fuse(self._names))
+        self._moments = STATE1 if optimizer == "adamw-8bit" else PLAIN
+        make = _maker(optimizer if weight_decay is not None or optimizer != "adamw" else "adam", list(self._names))
+        self.optimizer: Optimizer = make(arguments, lr=lr, betas=betas)
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], settings: Train) -> Self:
+        """The optimizer that a recipe's `train` section describes; `scale_lr` is for the groups' own learning rates too."""
+        scale = settings.rate / settings.lr
+        return cls(
+            [replace(group, lr=None if group.lr is None else group.lr * scale) for group in groups],
+            lr=settings.rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            steps=settings.steps,
+            optimizer=settings.optimizer,
+            schedule=schedule_of(settings),
+        )
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -83,7 +154,7 @@ class Optimization:
 
     def begin(self, step: int) -> None:
         """Sets the learning rates of `step` and clears the gradients."""
-        factor = rate_factor(step, steps=self.steps, warmup=self.warmup, decay=self.decay)
+        factor = self.schedule(step)
         for argument, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             argument["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
@@ -97,11 +168,15 @@ class Optimization:
 
     def gradient_norm(self, clip: float | None) -> Tensor:
         """The 2-norm () of all gradients, which are scaled down to `clip` where it is larger. May be inf or nan."""
-        gradients = [p.grad for p in self._names if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = gathered(torch.nn.utils.get_total_norm(self.gradients))
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
         return norm
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Those that are there now, in group order."""
+        return [p.grad for p in self._names if p.grad is not None]
 
     def step(self) -> None:
         """One update."""
@@ -122,21 +197,61 @@ class Optimization:
             CheckpointError: a parameter's name or shape differs.
         """
         parameters = {name: p for p, name in self._names.items()}
-        states: dict[Tensor, dict[str, Tensor]] = {}
+        states: dict[Tensor, dict[str, Any]] = {}
         for full, value in tensors.items():
             name, key = full.rsplit(":", 1)
-            if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
+            if name not in parameters or (key in MOMENTS and value.shape != parameters[name].shape):
                 raise CheckpointError(f"the optimizer's state of {name} does not fit the model")
             parameter = parameters[name]
+            if key in MOMENTS and key not in self._moments:
+                raise CheckpointError(
+                    f"the optimizer's state of {name} ({key}) is another optimizer's",
+                    hint="go on with the `train.optimizer` that the run was started with",
+                )
             # The fused optimizers keep `step` beside the parameter; moments have the parameter's own dtype.
-            states.setdefault(parameter, {})[key] = value.to(parameter.device, copy=True)
+            moved = placed(value, parameter) if key in MOMENTS else value.to(parameter.device)
+            states.setdefault(parameter, {})[key] = _laid_out(moved, parameter) if key in MOMENTS else moved.clone()
+        if self._moments is STATE1:  # which counts its steps in Python's numbers
+            states = {p: {**state, "step": int(state["step"])} for p, state in states.items()}
         self.optimizer.state.clear()
         self.optimizer.state.update(states)
+
+
+def _laid_out(moment: Tensor, parameter: Tensor) -> Tensor:
+    """A copy that lies in memory as the parameter does: the fused optimizers read both from end to end."""
+    if is_split(moment):
+        return moment
+    return torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False).copy_(moment)
 
 
 def _arguments(group: Group, lr: float, weight_decay: float | None) -> dict[str, object]:
     own = group.weight_decay if group.weight_decay is not None else weight_decay
     return {"params": list(group.parameters.values()), "lr": lr, "weight_decay": own or 0.0}
+
+
+def _maker(kind: Kind, parameters: Sequence[Tensor]) -> Callable[..., Optimizer]:
+    if kind == "adamw-8bit":
+        return _eight_bit(parameters)
+    return partial(Adam if kind == "adam" else AdamW, fused=_can_fuse(parameters))
+
+
+def _eight_bit(parameters: Sequence[Tensor]) -> Callable[..., Optimizer]:
+    try:
+        library = importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise ResourceError(
+            f"train.optimizer is adamw-8bit, which bitsandbytes has, and that cannot be loaded: {error}",
+            hint="pip install bitsandbytes, or take adamw",
+        ) from error
+    if any(is_split(parameter) for parameter in parameters):
+        raise ResourceError(
+            "train.optimizer is adamw-8bit, whose moments cannot be split as `runtime.distributed: fsdp` splits the weights",
+            hint="take adamw, or `distributed: ddp`",
+        )
+    if any(parameter.device.type == "cpu" for parameter in parameters):
+        raise ResourceError("train.optimizer is adamw-8bit, which runs on a GPU only", hint="take adamw here")
+    found: Callable[..., Optimizer] = library.optim.AdamW8bit
+    return found
 
 
 def _can_fuse(parameters: Iterable[Tensor]) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from ldmkit.errors import ResourceError
 
@@ -14,12 +19,21 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, the type of autocast (float32 = none), and how data is loaded."""
+    """A device, the type of autocast (float32 = none), how networks are laid out and compiled, and how data is loaded."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     compile: bool = False
     workers: int = 0
+    channels_last: bool = False
+    checkpointing: bool = False
+    worker_timeout: int = 300
+
+    def place(self, module: nn.Module) -> None:
+        """Moves a module to the device, its convolutions in the memory format that was asked for."""
+        module.to(self.device)
+        if self.channels_last:
+            module.to(memory_format=torch.channels_last)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
@@ -41,27 +55,26 @@ def resolve(
     *,
     device: str = "auto",
     precision: str = "auto",
+    tf32: bool = False,
+    channels_last: bool = False,
     compile: bool = False,
+    checkpointing: bool = False,
     workers: int = 0,
+    worker_timeout: int = 300,
     threads: int | None = None,
 ) -> Runtime:
     """A `Runtime` of what a recipe's `runtime` section asks for.
 
     `auto` takes cuda, mps or cpu, whichever is there first; bf16 on a CUDA device that has it (fp16 on an older one), and fp32
     elsewhere: at the size of network that is trained on a CPU, fp32 is the fastest. `threads` is torch's own number, if given.
+    Without `tf32`, fp32 is fp32 on a CUDA device too: torch's own default rounds the inputs of convolutions.
 
     Raises:
         ResourceError: what was asked for by name is not there.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    there = [name for name, found in _devices().items() if found]
-    chosen = there[0] if device == "auto" else device
-    if chosen.partition(":")[0] not in there:
-        raise ResourceError(
-            f"runtime.device is {device}, and this machine has {', '.join(there)}", hint="leave it at `device: auto`"
-        )
-    where = torch.device(chosen)
+    where = _device(device)
     dtype = _automatic(where) if precision == "auto" else PRECISIONS[precision]
     if dtype == torch.float16 and where.type == "cpu":
         raise ResourceError(
@@ -69,11 +82,49 @@ def resolve(
         )
     if dtype == torch.bfloat16 and where.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ResourceError("runtime.precision is bf16, which this GPU has not", hint="take fp16 or fp32")
-    return Runtime(where, dtype, compile, workers)
+    if compile:
+        _require_compiler(where)
+    if where.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
+    return Runtime(where, dtype, compile, workers, channels_last, checkpointing, worker_timeout)
+
+
+def _device(asked: str) -> torch.device:
+    there = [name for name, found in _devices().items() if found]
+    kind, _, number = (there[0] if asked == "auto" else asked).partition(":")
+    if kind not in there:
+        raise ResourceError(
+            f"runtime.device is {asked}, and this machine has {', '.join(there)}", hint="leave it at `device: auto`"
+        )
+    count = _count(kind)
+    if number and (not number.isdecimal() or int(number) >= count):
+        names = [f"{kind}:{index}" for index in range(count)]
+        raise ResourceError(f"runtime.device is {asked}; there are {', '.join(names)}", hint=f"or leave it at {kind}")
+    return torch.device(f"{kind}:{number}" if number else kind)
 
 
 def _devices() -> dict[str, bool]:
     return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
+def _count(kind: str) -> int:
+    return torch.cuda.device_count() if kind == "cuda" else 1
+
+
+def _require_compiler(where: torch.device) -> None:
+    """torch.compile writes C++ for a CPU and Triton for a GPU, and finds out in the first step what is missing."""
+    if where.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ResourceError(
+            "runtime.compile needs triton on a GPU, and it is not installed",
+            hint="pip install triton, or leave out `compile`",
+        )
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    if where.type == "cpu" and shutil.which(os.environ.get("CXX", usual)) is None:
+        raise ResourceError(
+            f"runtime.compile needs a C++ compiler on a CPU, and there is no {os.environ.get('CXX', usual)}",
+            hint=f"install {usual}, name another one in the variable CXX, or leave out `compile`",
+        )
 
 
 def _automatic(device: torch.device) -> torch.dtype:
@@ -84,7 +135,11 @@ def _automatic(device: torch.device) -> torch.dtype:
 
 def describe(runtime: Runtime) -> str:
     """``cpu, 2 threads, fp32``."""
+    switches = [name for name in ("channels_last", "compile", "checkpointing") if getattr(runtime, name)]
+    if runtime.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        switches.insert(0, "tf32")
     if runtime.device.type == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads, {runtime.precision}"
-    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else runtime.device.type
-    return f"{name}, {runtime.precision}"
+        where = f"cpu, {torch.get_num_threads()} threads"
+    else:
+        where = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else runtime.device.type
+    return ", ".join([where, runtime.precision, *(name.replace("_", "-") for name in switches)])

@@ -16,6 +16,8 @@ from ldmkit.errors import CheckpointError, DivergedError
 from ldmkit.training.checkpoint import Checkpoint, Checkpoints
 from ldmkit.training.ema import EMA
 from ldmkit.training.optim import Optimization
+from ldmkit.training.posthoc import PostHoc
+from ldmkit.training.shards import placed
 
 EARLY = 20  # the step of a first picture, long before `sample_every`: somebody is waiting for it
 PATIENCE = 3  # updates in a row that may be skipped because a gradient was not finite
@@ -29,6 +31,7 @@ class TrainingState:
         modules: name -> module whose weights are saved as ``NAME.safetensors``; frozen parameters are left out.
         optimizers: name -> optimizer, saved as ``NAME-optimizer.safetensors``.
         ema: the average, saved as ``ema.safetensors``.
+        post_hoc: two averages to make others of, saved as ``post-hoc.safetensors``.
         scaler: of the loss, in fp16.
         step: optimizer steps done, skipped ones included.
         position: samples consumed.
@@ -38,11 +41,13 @@ class TrainingState:
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, Optimization]
     ema: EMA | None = None
+    post_hoc: PostHoc | None = None
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     step: int = 0
     position: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    _in_a_row: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
     # one update
 
@@ -65,8 +70,19 @@ class TrainingState:
         self.scaler.update()
         self.skipped += not good
         if not searching:  # fp16 finds its scale by trial
-            self.skipped_in_a_row = 0 if good else self.skipped_in_a_row + 1
+            before = self._in_a_row.get(name, self.skipped_in_a_row)
+            self._in_a_row[name] = 0 if good else before + 1
+            self.skipped_in_a_row = max(
+                self._in_a_row.values()
+            )  # one side's good updates do not hide the other's bad ones
         return good, norm
+
+    def average(self) -> None:
+        """The averages follow the weights, after an update that was made."""
+        if self.ema is not None:
+            self.ema.update()
+        if self.post_hoc is not None:
+            self.post_hoc.update()
 
     @property
     def diverged(self) -> bool:
@@ -86,6 +102,8 @@ class TrainingState:
         tensors |= {f"{name}-optimizer": o.tensors() for name, o in self.optimizers.items() if o.groups}
         if self.ema is not None:
             tensors["ema"] = self.ema.tensors()
+        if self.post_hoc is not None:
+            tensors["post-hoc"] = self.post_hoc.tensors()
         checkpoints.save(self.step, tensors, self._counters(), score=score)
 
     def _counters(self) -> dict[str, Any]:
@@ -93,6 +111,7 @@ class TrainingState:
         return {
             **counters,
             "ema_updates": 0 if self.ema is None else self.ema.updates,
+            "post_hoc_updates": 0 if self.post_hoc is None else self.post_hoc.updates,
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
         }
 
@@ -112,6 +131,8 @@ class TrainingState:
             self.ema.load(checkpoint.tensors("ema"), updates=int(counters["ema_updates"]))
         elif self.ema is not None:  # an average that was switched on later starts from the weights as they are
             self.ema = EMA(self.ema.live, decay=self.ema.decay)
+        if self.post_hoc is not None and checkpoint.has("post-hoc"):
+            self.post_hoc.load(checkpoint.tensors("post-hoc"), updates=int(counters["post_hoc_updates"]))
         if self.scaler.is_enabled() and counters["scaler"]:
             self.scaler.load_state_dict(counters["scaler"])
         for name in ("step", "position", "skipped", "skipped_in_a_row"):
@@ -143,7 +164,7 @@ def load_trained(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str
         raise CheckpointError(f"the checkpoint does not fit the model: {listed}", where=where)
     with torch.no_grad():
         for name, value in expected.items():
-            value.copy_(tensors[name])
+            value.copy_(placed(tensors[name], value))
 
 
 def diverged(step: int, what: str, saved: str) -> DivergedError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -16,9 +18,14 @@ SIGNALS = tuple(
 class Interrupted(Exception):  # noqa: N818 - it is not an error
     """A run that a signal ended in good order. `exit_code` is 130 for SIGINT and 143 for SIGTERM and SIGHUP."""
 
+    elsewhere = False  # whether another process of the same run says it to the user
+
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.message, self.exit_code = message, exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Interrupted, exit_code=self.exit_code), (self.message,), vars(self)
 
 
 class Stop:
@@ -31,11 +38,14 @@ class Stop:
             if stop.requested: save, then stop.check()
     ```
 
-    A second signal acts at once, as if there were no handler. Outside the main thread no handler is installed and `request` is
-    the only way to set the flag.
+    A second signal acts at once, as if there were no handler; within `grace` seconds it counts as the first one, for a scheduler
+    may signal a launcher and its processes, and the launcher hands it on. Outside the main thread no handler is installed and
+    `request` is the only way to set the flag.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, grace: float = 0.0) -> None:
+        self.grace = grace
+        self._since = 0.0
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -54,11 +64,11 @@ class Stop:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
+        if self._signal is None:
+            self._signal, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since >= self.grace:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-            return
-        self._signal = number
 
     def request(self, number: int = signal.SIGTERM) -> None:
         """Asks for a stop as the signal `number` would."""
@@ -68,6 +78,11 @@ class Stop:
     def requested(self) -> bool:
         """True from the first signal on."""
         return self._signal is not None
+
+    @property
+    def number(self) -> int | None:
+        """Which signal came, if one did."""
+        return self._signal
 
     def check(self, doing: str = "") -> None:
         """Raises `Interrupted` if a signal came; for loops with nothing to save."""

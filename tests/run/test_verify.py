@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from ldmkit import cli
 from ldmkit.errors import UsageError
 from ldmkit.recipe import Recipe
-from ldmkit.verify import Verification, shortened, verify_resume
+from ldmkit.verify import Verification, _compare, _first, shortened, verify_resume
 
 
 @pytest.mark.slow
@@ -16,7 +21,7 @@ def test_a_run_killed_in_both_stages_ends_with_the_same_bits(tmp_path: Path, rec
     found = verify_resume(digits, 3, 1, folder=tmp_path / "runs")
     assert found.same, found.different
     stages = {name.partition("/")[0] for name in found.files}
-    assert stages == {"autoencoder", "first-stage", "diffusion"}
+    assert stages == {"autoencoder", "first-stage", "scale", "diffusion"}
     assert "diffusion/ema.safetensors" in found.files
 
 
@@ -40,3 +45,50 @@ def test_a_difference_is_named() -> None:
     assert not found.same
     assert found.different == ["diffusion/ema.safetensors"]
     assert not Verification(3, 1, {}).same
+
+
+def saved(folder: Path, stage: str, weight: float) -> None:
+    from ldmkit.training.checkpoint import Checkpoints
+
+    tensors = {"model": {"a": torch.ones(3), "b": torch.tensor([1.0, weight])}}
+    Checkpoints(folder / "checkpoints" / stage).save(3, tensors, {"step": 3})
+
+
+def test_the_first_tensor_that_differs_is_named(tmp_path: Path) -> None:
+    for run, weight in (("whole", 1.0), ("parts", 1.5)):
+        saved(tmp_path / run, "autoencoder", 2.0)
+        saved(tmp_path / run, "diffusion", weight)
+    files = _compare(tmp_path / "whole", tmp_path / "parts")
+    assert [name for name, (one, other) in files.items() if one != other] == ["diffusion/model.safetensors"]
+    first = _first(tmp_path / "whole", tmp_path / "parts", files)
+    assert first == "diffusion/model.safetensors: b differs by up to 0.5"
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "diffusion")
+    files = _compare(tmp_path / "whole", tmp_path / "parts")
+    assert _first(tmp_path / "whole", tmp_path / "parts", files) == "diffusion/model.safetensors"
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command(
+    same: bool, as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[Any] = []
+
+    def verified(recipe: Recipe, n: int, k: int, **options: Any) -> Verification:
+        given.extend((recipe.name, n, k))
+        files = {"diffusion/ema.safetensors": ("a" * 64, ("a" if same else "b") * 64)}
+        return Verification(n, k, files, None if same else "diffusion/ema.safetensors: w differs by up to 0.5")
+
+    monkeypatch.setattr("ldmkit.verify.verify_resume", verified)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["verify-resume", "superres", "--steps", "5", "--at", "2", *(["--json"] if as_json else [])])
+    assert stop.value.code == (0 if same else 1)
+    assert given == ["superres", 5, 2]
+    said = capsys.readouterr()
+    if as_json:
+        assert json.loads(said.out)["same"] is same
+    elif same:
+        assert "the same bits after 5 steps of each stage, killed after 2" in said.out
+    else:
+        assert "DIFFERS" in said.out
+        assert "different bits: diffusion/ema.safetensors: w differs by up to 0.5" in said.err

@@ -98,7 +98,7 @@ def settings(*, autoencoder: bool = False, **changes: Any) -> Any:
     return kind(**{**base, **cadence, **changes})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy() -> SimpleNamespace:
     return SimpleNamespace(
         data=make_data, model=make_model, losses=make_losses, settings=settings, Label=Label, Autoencoder=Autoencoder

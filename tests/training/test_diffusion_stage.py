@@ -174,3 +174,41 @@ def test_pictures_are_drawn_with_average_weights_and_change_nothing(toy: SimpleN
     for mine, theirs in zip(trainable(model).values(), trainable(other).values(), strict=True):
         assert torch.equal(mine, theirs)
     assert plain.step == watched.step
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
+def test_validation_spreads_its_timesteps_over_all_pictures(
+    toy: SimpleNamespace, sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in every stratum of the distribution, whatever the batches are, and the strata of training on top of none."""
+    from ldmkit.diffusion import TIMESTEP_SAMPLINGS
+    from ldmkit.training.diffusion import _held_out
+
+    model = toy.model()
+    model.diffusion.timestep_sampling = TIMESTEP_SAMPLINGS[sampling]()
+    seen: list[Tensor] = []
+    forward = model.forward
+
+    def watched(batch: Any, draws: Any) -> Any:
+        seen.append(draws.timesteps)
+        return forward(batch, draws)
+
+    monkeypatch.setattr(model, "forward", watched)
+    held_out = list(_held_out(model, toy.data(), toy.settings(batch=5), 5))
+    first = validation_loss(model, held_out, 5, Runtime())
+    timesteps = torch.cat(seen)
+    count = len(timesteps)
+    assert torch.equal((timesteps.sort().values * count / 1000).floor(), torch.arange(count).float())
+    assert validation_loss(model, held_out, 5, Runtime()) == first
+
+
+def test_a_rows_stratum_is_that_of_its_position(toy: SimpleNamespace) -> None:
+    """Whichever batch, part of a batch or rank it is drawn in."""
+    from ldmkit.diffusion import TIMESTEP_SAMPLINGS
+
+    model = toy.model()
+    model.diffusion.timestep_sampling = TIMESTEP_SAMPLINGS["stratified"]()
+    whole = model.draw(range(64, 96), seed=3).timesteps
+    parts = [model.draw(range(first, first + 8), seed=3).timesteps for first in range(64, 96, 8)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert torch.bincount((whole * 32 / 1000).long(), minlength=32).max() <= 2  # whole timesteps straddle an edge

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ldmkit.training.console import Console, duration
@@ -107,3 +109,43 @@ def test_a_narrow_code_page_is_no_reason_to_stop() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (185, "3:05 min"), (7800, "2:10 h")])
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_pictures_go_to_tensorboard(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    with log.stage("diffusion", total=4) as stage:
+        stage.step(1, {"loss": 1.0}, images=4)
+        log.picture(1, Image.new("RGB", (6, 4), (255, 0, 0)), tmp_path / "sheet.png")
+    log.picture(2, Image.new("RGB", (6, 4)), tmp_path / "sheet.png")  # no stage runs: nobody to show it to
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "diffusion"))
+    events.Reload()
+    (shown,) = events.Images("samples")
+    assert (shown.step, shown.width, shown.height) == (1, 6, 4)
+
+
+def test_a_loss_out_of_all_proportion_is_an_alarm(tmp_path: Path) -> None:
+    out = io.StringIO()
+    with Log(tmp_path, console=Console(file=out)).stage("diffusion", total=9, every=1) as stage:
+        for step, loss in enumerate([1.0, 2.0, 0.5, 1.0, 1.0, 900.0, 2000.0, 1.0], start=1):
+            stage.step(step, {"loss": loss}, images=4)
+    alarms = [line for line in read(tmp_path / METRICS) if "alarm" in line]
+    assert [(line["step"], line["alarm"].split(";")[0]) for line in alarms] == [
+        (7, "the loss is 2e+03 at step 7, and was 1")
+    ]
+    assert "warning: diffusion: the loss is 2e+03" in out.getvalue()
+
+
+def test_a_checkpoint_that_outlasts_the_grace_of_a_scheduler_is_an_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Log(tmp_path).stage("diffusion", total=9) as stage:
+        with stage.saving(1):
+            pass
+        assert not any("alarm" in line for line in read(tmp_path / METRICS))
+        monkeypatch.setattr("ldmkit.training.log.GRACE", 0.01)
+        for step in (2, 3):
+            with stage.saving(step):
+                time.sleep(0.02)
+    alarms = [line for line in read(tmp_path / METRICS) if "alarm" in line]
+    assert [line["step"] for line in alarms] == [2]  # once
+    assert "between SIGTERM and SIGKILL" in alarms[0]["alarm"]

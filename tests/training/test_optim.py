@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from ldmkit.errors import CheckpointError
-from ldmkit.training.optim import Group, Optimization, rate_factor
+from ldmkit.errors import CheckpointError, ResourceError
+from ldmkit.recipe import Train
+from ldmkit.recipe.training import LambdaSchedule
+from ldmkit.training.optim import Group, Optimization, rate_factor, schedule_of
 
 
 @pytest.mark.parametrize(
@@ -127,3 +134,131 @@ def test_state_of_another_model_is_refused() -> None:
         optimization.load({"9.weight:exp_avg": torch.ones(2)})
     with pytest.raises(CheckpointError, match=r"0\.bias"):
         optimization.load({"0.bias:exp_avg": torch.ones(7)})
+
+
+def linear(n: int, warmup: int, start: float, high: float, low: float, length: int) -> float:
+    """`LambdaLinearScheduler` of the released code, as its formulas say."""
+    return (high - start) / warmup * n + start if n < warmup else low + (high - low) * (length - n) / length
+
+
+def cosine(n: int, warmup: int, start: float, high: float, low: float, length: int) -> float:
+    """`LambdaWarmUpCosineScheduler`."""
+    if n < warmup:
+        return (high - start) / warmup * n + start
+    return low + 0.5 * (high - low) * (1 + math.cos(min((n - warmup) / (length - warmup), 1.0) * math.pi))
+
+
+def schedule(**lr_schedule: Any) -> Callable[[int], float]:
+    return schedule_of(Train(steps=10, lr_schedule=LambdaSchedule(**lr_schedule)))
+
+
+def test_the_released_schedules_with_the_released_numbers() -> None:
+    plain = schedule(type="lambda-linear")  # warm-up 10000 from 1e-6, then constant for 1e13 steps
+    for step in (0, 1, 5000, 9999, 10_000, 400_000):
+        assert plain(step) == pytest.approx(linear(step, 10_000, 1e-6, 1.0, 1.0, 10_000_000_000_000))
+    inpainting = schedule(type="lambda-cosine", warmup=1000, length=50_000, start=0.001, high=0.1, low=1e-4)
+    for step in (0, 1, 500, 999, 1000, 25_500, 49_999, 50_000, 80_000):
+        assert inpainting(step) == pytest.approx(cosine(step, 1000, 0.001, 0.1, 1e-4, 50_000))
+    assert inpainting(80_000) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("kind", "formula"), [("lambda-linear", linear), ("lambda-cosine", cosine)])
+def test_cycles_follow_each_other_and_the_last_end_is_held(kind: str, formula: Callable[..., float]) -> None:
+    both = {"warmup": (2, 4), "start": (0.1, 0.2), "high": (1.0, 0.5), "low": (0.3, 0.0), "length": (10, 20)}
+    factor = schedule(type=kind, **both)
+    one, other = ([values[cycle] for values in both.values()] for cycle in (0, 1))
+    for step in range(11):  # the border belongs to the earlier cycle
+        assert factor(step) == pytest.approx(formula(step, *one))
+    for step in range(11, 31):
+        assert factor(step) == pytest.approx(formula(step - 10, *other))
+    assert factor(1000) == factor(30) == pytest.approx(0.0)
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(ValidationError, match="its own warm-up and decay"):
+        Train(steps=10, warmup=5, lr_schedule=LambdaSchedule(type="lambda-linear"))
+    with pytest.raises(ValidationError, match="warmup has 2, length has 3"):
+        LambdaSchedule(type="lambda-linear", warmup=(1, 2), length=(3, 4, 5))
+    with pytest.raises(ValidationError, match=r"adam decays no weights, and weight_decay is 0\.1"):
+        Train(steps=10, optimizer="adam", weight_decay=0.1)
+    assert Train(steps=10, optimizer="adam").weight_decay is None
+    again = Train.model_validate(Train(steps=10, optimizer="adam").model_dump())
+    assert (again.optimizer, again.weight_decay) == ("adam", None)
+
+
+def test_the_batch_scaled_learning_rate_is_for_every_group() -> None:
+    net = network()
+    groups = [Group(named(net, "0.")), Group(named(net, "2."), lr=2e-6)]
+    settings = Train(steps=4, lr=1e-6, batch=48, scale_lr=True, accumulate=4)  # 4 GPUs of 3 rows, 4 times: 48
+    optimization = Optimization.of(groups, settings)
+    optimization.begin(0)
+    assert [argument["lr"] for argument in optimization.optimizer.param_groups] == pytest.approx([48e-6, 96e-6])
+    plain = Optimization.of(groups, Train(steps=4, lr=1e-6, batch=48))
+    assert plain.rate == pytest.approx(1e-6)
+
+
+def test_channels_last_goes_on_with_the_same_bits() -> None:
+    """The fused optimizers read moments and weights from end to end: both must lie in memory alike."""
+
+    def convolution() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+
+    def descend_on(net: nn.Module, optimization: Optimization, steps: range) -> None:
+        for step in steps:
+            optimization.begin(step)
+            net(torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimization.step()
+
+    whole, halves = convolution(), convolution()
+    descend_on(whole, Optimization([Group(named(whole))], lr=0.01, steps=4), range(4))
+    first = Optimization([Group(named(halves))], lr=0.01, steps=4)
+    descend_on(halves, first, range(2))
+    saved = {name: value.contiguous().clone() for name, value in first.tensors().items()}  # as files keep it
+    second = Optimization([Group(named(halves))], lr=0.01, steps=4)
+    second.load(saved)
+    descend_on(halves, second, range(2, 4))
+    assert torch.equal(whole.weight, halves.weight)  # type: ignore[arg-type]
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """A stand-in with bitsandbytes' names and kinds of state: signs of the gradients in 8 bits."""
+
+    def __init__(self, params: Any, lr: float, betas: Any, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["step"], state["qmap1"] = 0, torch.arange(256.0)
+                    state["state1"] = state["state2"] = torch.zeros_like(p, dtype=torch.uint8)
+                assert type(state["step"]) is int
+                state["step"] += 1
+                state["state1"] = state["state1"] + (p.grad > 0).to(torch.uint8)
+                p.sub_(group["lr"] * state["state1"].float() / state["step"])
+
+
+def test_eight_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    with pytest.raises(ResourceError, match="pip install bitsandbytes"):
+        Optimization([Group(named(net))], lr=0.1, steps=1, optimizer="adamw-8bit")
+    library = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=AdamW8bit))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)  # type: ignore[arg-type]
+    with pytest.raises(ResourceError, match="runs on a GPU only"):
+        Optimization([Group(named(net))], lr=0.1, steps=1, optimizer="adamw-8bit")
+
+    monkeypatch.setattr("ldmkit.training.optim._eight_bit", lambda parameters: AdamW8bit)
+    whole, halves = network(), network()
+    descend(whole, Optimization([Group(named(whole))], lr=0.1, steps=4, optimizer="adamw-8bit"), range(4))
+    first = Optimization([Group(named(halves))], lr=0.1, steps=4, optimizer="adamw-8bit")
+    descend(halves, first, range(2))
+    second = Optimization([Group(named(halves))], lr=0.1, steps=4, optimizer="adamw-8bit")
+    second.load(first.tensors())
+    descend(halves, second, range(2, 4))
+    for mine, other in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    with pytest.raises(CheckpointError, match="another optimizer's"):
+        Optimization([Group(named(net))], lr=0.1, steps=1).load(first.tensors())

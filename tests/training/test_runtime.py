@@ -33,3 +33,48 @@ def test_threads() -> None:
     runtime.resolve(threads=1)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_devices_are_named_by_number_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_devices", lambda: {"cuda": True, "mps": False, "cpu": True})
+    monkeypatch.setattr(runtime, "_count", lambda kind: 2)
+    assert runtime.resolve(device="cuda:1", precision="fp32").device == torch.device("cuda:1")
+    for wrong in ("cuda:2", "cuda:x"):
+        with pytest.raises(ResourceError, match=f"device is {wrong}; there are cuda:0, cuda:1"):
+            runtime.resolve(device=wrong)
+    with pytest.raises(ResourceError, match="device is mps, and this machine has cuda, cpu"):
+        runtime.resolve(device="mps")
+
+
+def test_compiling_without_a_compiler_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(ResourceError, match=r"there is no /nowhere/g\+\+"):
+        runtime.resolve(device="cpu", compile=True)
+    monkeypatch.setattr(runtime, "_devices", lambda: {"cuda": True, "mps": False, "cpu": True})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match="pip install triton"):
+        runtime.resolve(device="cuda", precision="fp32", compile=True)
+
+
+def test_channels_last_lays_out_convolutions_and_changes_no_number() -> None:
+    layer = torch.nn.Conv2d(3, 4, 3)
+    images = torch.randn(2, 3, 8, 8)
+    before = layer(images)
+    found = runtime.resolve(device="cpu", channels_last=True)
+    found.place(layer)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(layer(images), before, atol=1e-6)
+    assert runtime.describe(found).endswith("fp32, channels-last")
+
+
+def test_tf32_is_on_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_devices", lambda: {"cuda": True, "mps": False, "cpu": True})
+    products = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [product.fp32_precision for product in products]
+    try:
+        for asked, expected in ((True, "tf32"), (False, "ieee")):
+            runtime.resolve(device="cuda", precision="fp32", tf32=asked)
+            assert [product.fp32_precision for product in products] == [expected, expected]
+    finally:
+        for product, value in zip(products, before, strict=True):
+            product.fp32_precision = value

@@ -1,0 +1,98 @@
+"""Several processes in a test: forks that find each other as a launcher's processes do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldmkit.training.launching import launched
+from ldmkit.training.ranks import Ranks
+
+PATIENCE = 300.0  # seconds; far more than any of them needs on a busy machine
+
+Action = Callable[[Ranks], Any]
+
+
+@pytest.fixture
+def in_ranks(tmp_path: Path) -> Callable[[int, Action], list[Any]]:
+    """What `action` gives on each of `count` ranks; an exception comes back as a value, as does the code of one that died."""
+
+    def run(count: int, action: Action, *, joined: bool = True) -> list[Any]:
+        """`joined` False leaves it to the action to call `launched`."""
+        port = free_port()
+        children = [_fork(rank, count, port, action, tmp_path, joined) for rank in range(count)]
+        codes = _wait(children)
+        return [_read(tmp_path / f"answer-{rank}.pt", code) for rank, code in enumerate(codes)]
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _fork(rank: int, count: int, port: int, action: Action, folder: Path, joined: bool) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; none of ours is alive
+        child = os.fork()
+    if child:
+        return child
+    try:
+        torch.set_num_threads(1)
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        torch.save(_answer(rank, action, joined), folder / f"tmp-{rank}")
+        os.replace(folder / f"tmp-{rank}", folder / f"answer-{rank}.pt")
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+def _answer(rank: int, action: Action, joined: bool) -> Any:
+    try:
+        if not joined:
+            return action(Ranks(rank))
+        with launched() as ranks:
+            return action(ranks)
+    except Exception as error:
+        traceback.print_exc()  # shown where the test fails
+        error.__cause__ = error.__context__ = error.__traceback__ = None
+        return error
+
+
+def _read(answer: Path, code: int) -> Any:
+    if not answer.exists():
+        return code
+    found = torch.load(answer, weights_only=False)
+    answer.unlink()
+    return found
+
+
+def _wait(children: list[int]) -> list[int]:
+    codes: dict[int, int] = {}
+    end = time.monotonic() + PATIENCE
+    while len(codes) < len(children):
+        for child in set(children) - set(codes):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            for child in set(children) - set(codes):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            raise AssertionError(f"{len(children) - len(codes)} of {len(children)} processes hang")
+        time.sleep(0.02)
+    return [codes[child] for child in children]

@@ -1,0 +1,145 @@
+"""The arithmetic of `plan --gpus` against what can be counted by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ldmkit import planning, plugins, scaling
+from ldmkit.build import build
+from ldmkit.recipe import Recipe
+
+LOAD = scaling.Load(
+    trained=1000, frozen=100, autoencoder=50, root=300, root_trained=200, stage=80, activations=1024, latent=64, flops=7
+)
+BASE: dict[str, Any] = {
+    "name": "small",
+    "data": {"type": "scenes", "size": 32},
+    "autoencoder": {"type": "kl", "downsample": 4, "channels": 8, "latent_channels": 2, "train": {"steps": 1}},
+    "conditioners": {"mask": {"type": "semantic-map", "classes": 4}},
+    "denoiser": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": []},
+    "train": {"steps": 10, "batch": 64},
+    "runtime": {"precision": "fp32"},
+}
+
+
+def recipe(**sections: Any) -> Recipe:
+    return Recipe.parse({**BASE, **{name: {**BASE[name], **change} for name, change in sections.items()}})
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8, 64])
+def test_copies(gpus: int) -> None:
+    """Everything is held whole, and a ring all-reduce of 4 P bytes sends 2 (n - 1) / n of them."""
+    found = scaling.share(LOAD, recipe(), gpus)
+    held = found.copies
+    assert (held.parameters, held.gradients, held.moments, held.averages) == (4 * 1150, 4000, 8000, 4000)
+    assert held.sent == int(2 * (gpus - 1) / gpus * 4000)
+    assert held.gathered == 0
+    rows = 64 // gpus
+    assert held.activations == rows * (1024 + 64)
+    assert held.memory == 4 * 1150 + 16000 + rows * 1088
+    assert (found.rows, found.flops, found.equal) == (rows, 3 * 7 * rows, True)
+
+
+@pytest.mark.parametrize("gpus", [2, 8, 64])
+def test_shards(gpus: int) -> None:
+    """All but the frozen autoencoder is split; weights are gathered twice a step, gradients are scattered once."""
+    held = scaling.share(LOAD, recipe(), gpus).shards
+    assert held.parameters == -(-4 * 1100 // gpus) + 4 * 50
+    assert held.gradients == -(-4000 // gpus)
+    assert held.moments == 8000 // gpus
+    assert held.averages == -(-4000 // gpus)
+    assert held.gathered == 4 * (300 + 200 + 3 * 80)
+    assert held.sent == int((gpus - 1) / gpus * 4 * (1100 + 1100 + 1000))
+
+
+def test_one_gpu_sends_nothing() -> None:
+    found = scaling.share(LOAD, recipe(), 1)
+    assert found.copies.sent == found.shards.sent == found.shards.gathered == 0
+    assert found.copies.memory == found.shards.memory
+
+
+def test_on_many_gpus_copies_send_eight_bytes_a_parameter_and_shards_twelve() -> None:
+    """2 x 4 of the all-reduce; 4 for each gathering before forward and backward, and 4 for the gradients."""
+    load = scaling.Load(10**9, 0, 0, 0, 0, 0, 0, 0, 0)
+    found = scaling.share(load, recipe(train={"batch": 512}), 512)
+    assert found.copies.sent == pytest.approx(8e9, rel=2 / 512)
+    assert found.shards.sent == 1.5 * found.copies.sent
+    assert found.shards.memory == -(-found.copies.memory // 512)
+
+
+def test_parts_of_a_batch_cost_copies_nothing_and_shards_as_much_each() -> None:
+    whole, parts = (scaling.share(LOAD, recipe(train={"accumulate": n}), 8) for n in (1, 4))
+    assert parts.copies.sent == whole.copies.sent
+    assert parts.shards.sent == 4 * whole.shards.sent
+    assert 4 * parts.copies.activations == whole.copies.activations
+    assert scaling.share(LOAD, recipe(train={"accumulate": 100}), 32).shards.sent == pytest.approx(
+        2 * scaling.share(LOAD, recipe(), 32).shards.sent, abs=1
+    ), "there are no more parts than pictures"
+
+
+def test_averages_moments_and_precision() -> None:
+    def held(**train: Any) -> scaling.Holding:
+        return scaling.share(LOAD, recipe(train=train), 8).copies
+
+    assert held(ema=None).averages == 0
+    assert held(post_hoc={}).averages == 3 * 4000
+    assert held(optimizer="adamw-8bit").moments == 2000
+    half = scaling.share(LOAD, recipe(runtime={"precision": "bf16"}), 8).copies
+    assert half.activations == 8 * (512 + 64)
+
+
+def test_a_batch_that_cannot_be_shared_is_told() -> None:
+    assert not scaling.share(LOAD, recipe(), 48).equal
+
+
+def test_the_load_of_a_model() -> None:
+    registry = plugins.load()
+    asked = recipe().validate_components(registry)
+    with torch.device("meta"):
+        model = build(asked, registry)
+    load = scaling.load(model, asked, activations=0, latent=0, flops=0)
+    unet = model.denoiser
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert load.trained == count["denoiser"] + count["conditioners"]
+    assert load.autoencoder == count["autoencoder"]
+    stages = [*unet.input_blocks, unet.middle_block, *unet.output_blocks]
+    sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages]
+    assert load.stage == max(sizes)
+    assert load.root == load.root_trained == load.trained - sum(sizes)
+    conditioners = {"mask": {**BASE["conditioners"]["mask"], "freeze": True}}
+    frozen = Recipe.parse({**BASE, "conditioners": conditioners}).validate_components(registry)
+    load = scaling.load(model, frozen, activations=0, latent=0, flops=0)
+    own = sum(p.numel() for p in model.conditioners["mask"].parameters())
+    assert (load.frozen, load.trained) == (own, count["denoiser"] + count["conditioners"] - own)
+
+
+def test_what_a_backward_pass_needs_is_counted_once() -> None:
+    """A linear layer keeps its input, a rectifier its output, which is the next layer's input."""
+    with torch.device("meta"):
+        first, last = nn.Sequential(nn.Linear(4, 6), nn.ReLU()), nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        picture = torch.empty(2, 4)
+    whole = planning._measured(lambda: last(first(picture)))
+    assert whole.activations == 4 * (2 * 4 + 2 * 6 + 2 * 8)
+    again = planning._measured(lambda: last(first(picture)), first, last)
+    inputs, inside = 4 * (2 * 4 + 2 * 6), max(4 * (2 * 4 + 2 * 6), 4 * 2 * 8)
+    assert again.activations == inputs + inside
+    assert whole.flops == again.flops == 2 * 2 * (4 * 6 + 6 * 8)
+
+
+def test_the_plan_has_a_share_for_each_number_asked_for() -> None:
+    registry = plugins.load()
+    asked = recipe()
+    found = planning.plan(asked, registry, [1, 4])
+    assert [share.gpus for share in found.shares] == [1, 4]
+    one, four = found.shares
+    parameters = found.parameters
+    assert one.copies.parameters == four.copies.parameters == 4 * parameters
+    facts = found.to_json()["shares"][1]
+    assert facts["copies"]["memory"] == four.copies.memory
+    kept = planning.plan(recipe(runtime={"checkpointing": True}), registry, [1]).shares[0]
+    assert kept.copies.activations < one.copies.activations
+    assert facts["rows"] == 16
