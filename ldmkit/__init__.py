@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldmkit.build import build, fit, load
+    from ldmkit.build import build, fit
     from ldmkit.conditioning import (
         Batch,
         Canvas,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ldmkit.recipe import Recipe
     from ldmkit.recipe import load as load_recipe
     from ldmkit.run import Run, run
+    from ldmkit.trained import load
 
 # Public name -> the module it comes from, and its name there where that differs.
 _PUBLIC = {
@@ -47,7 +48,7 @@ _PUBLIC = {
     "Recipe": "ldmkit.recipe",
     "fit": "ldmkit.build",
     "build": "ldmkit.build",
-    "load": "ldmkit.build",
+    "load": "ldmkit.trained",
     "run": "ldmkit.run",
     "Run": "ldmkit.run",
     "hookimpl": "ldmkit.hookspecs",

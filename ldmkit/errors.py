@@ -13,6 +13,7 @@ class LdmkitError(ValueError):
 
     code: ClassVar[str] = "usage"
     exit_code: ClassVar[int] = 2
+    elsewhere: bool = False  # whether another process of the same run says it to the user
 
     def __init__(self, message: str, *, hint: str | None = None, where: str | None = None) -> None:
         super().__init__(message)

@@ -99,9 +99,11 @@ class Evaluation:
         rows: list[dict[str, Tensors | None]] = []
         for sample in self.samples:
             row: dict[str, Tensors | None] = {}
-            for slot, conditioner in workers.items():
-                fields = condition_fields(sample, self.model.conditioners.fields[slot], slot)
-                row[slot] = None if fields is None else conditioner.prepare(fields)
+            for slot in self.model.conditioners:
+                fields = None
+                if slot in workers:  # those that the model was loaded without are absent
+                    fields = condition_fields(sample, self.model.conditioners.fields[slot], slot)
+                row[slot] = None if fields is None else workers[slot].prepare(fields)
             rows.append(row)
         return rows
 
@@ -124,14 +126,15 @@ class Evaluation:
 
         Reduced one chunk at a time: the pictures themselves may not fit into memory.
         """
-        total = self.train.count
+        train = self.train.at_one_size()
+        total = train.count
         if total is None:
             items = list(range(count))
         else:
             items = torch.randperm(total, generator=generator(self.seed, "training", 0))[:count].tolist()
         reduced = []
         for part in self.chunks("reading training pictures", len(items)):
-            reduced.append(small(torch.stack([self.train.readable(item)["image"] for item in items[part]])))
+            reduced.append(small(torch.stack([train.readable(item)["image"] for item in items[part]])))
         return items, torch.cat(reduced)
 
     # what the model makes of it
@@ -200,14 +203,14 @@ class Evaluation:
         slot = self.baseline_slot
         if slot is None:
             return None
-        conditioner = self.model.conditioners[slot]
+        examiner = self.model.conditioners.examiner(slot)
         channels, height, width = self.truth.shape[1:]
         pictures = []
         for row in self.rows:
             prepared = row[slot]
             if prepared is None:
                 return None
-            small = conditioner.preview(prepared)
+            small = examiner.preview(prepared)
             assert isinstance(small, Image.Image)
             pictures.append(to_tensor(small.resize((width, height), Image.Resampling.BICUBIC), channels))
         return torch.stack(pictures)
@@ -215,11 +218,11 @@ class Evaluation:
     @cached_property
     def baseline_slot(self) -> str | None:
         """The slot whose condition implies the size of the picture (a low-resolution picture), if there is one."""
-        for slot, conditioner in self.model.conditioners.items():
-            prepared = self.rows[0][slot]
-            if prepared is None or conditioner.output_size(prepared) is None:
+        for slot in self.model.conditioners:
+            prepared, examiner = self.rows[0][slot], self.model.conditioners.examiner(slot)
+            if prepared is None or examiner.output_size(prepared) is None:
                 continue
-            if isinstance(conditioner.preview(prepared), Image.Image):
+            if isinstance(examiner.preview(prepared), Image.Image):
                 return slot
         return None
 

@@ -55,7 +55,8 @@ class ConditioningGain(Metric):
         self.draws = draws
 
     def compute(self, evaluation: Evaluation) -> list[Figure]:
-        slots = evaluation.model.conditioners.keys()
+        conditioners = evaluation.model.conditioners
+        slots = [slot for slot in conditioners if slot not in conditioners.left_out]
         if not slots:
             return []
         batch = evaluation.encoded(evaluation.batch)

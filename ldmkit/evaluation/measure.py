@@ -37,6 +37,13 @@ def evaluate(
             except LdmkitError as error:
                 unavailable[name] = str(error)
                 continue
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if "memory" in str(error).lower():
+                    raise
+                # A metric's own fault, perhaps a plugin's, is no reason to lose the others after a long training.
+                kind = type(metric)
+                unavailable[name] = f"{kind.__module__}.{kind.__qualname__} raised {type(error).__name__}: {error}"
+                continue
             figures.extend(found)
             if not found:
                 unavailable[name] = "does not apply to this model and its data"
@@ -59,7 +66,11 @@ def sampling(evaluation: Evaluation) -> dict[str, Any]:
     """How the pictures were sampled: sampler, steps, guidance, and the sampler's options."""
     given = {"sampler": evaluation.sampler, "steps": evaluation.steps, "guidance": evaluation.guidance}
     defaults = {"sampler": "ddim", "steps": 50, "guidance": 1.0, **evaluation.model.sampling}
-    return {**defaults, **{k: v for k, v in given.items() if v is not None}, **(evaluation.options or {})}
+    used = {**defaults, **{k: v for k, v in given.items() if v is not None}, **(evaluation.options or {})}
+    method = {k: v for k, v in (used.pop("guidance_options", None) or {}).items() if v}  # what is off is not said
+    if method not in ({}, {"type": "plain"}):
+        used["guidance_options"] = method
+    return {k: v for k, v in used.items() if v is not None}
 
 
 def parts(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -38,9 +38,9 @@ def preview(conditioners: ConditionerSet, row: dict[str, Tensors | None]) -> tup
     """What a person sees of a row's conditions: titled pictures, and words."""
     pictures: list[tuple[str, Image.Image]] = []
     words: list[str] = []
-    for slot, conditioner in conditioners.items():
+    for slot in conditioners:
         prepared = row[slot]
-        seen = None if prepared is None else conditioner.preview(prepared)
+        seen = None if prepared is None else conditioners.examiner(slot).preview(prepared)
         if isinstance(seen, Image.Image):
             pictures.append((slot.replace("_", " "), seen))
         elif seen is not None:

@@ -190,7 +190,7 @@ def test_plugins_are_listed_with_their_origin_and_and_files_too(here, capsys, mo
     assert " ms" in out
     monkeypatch.setenv("LDMKIT_PLUGINS", "")
     assert call("plugins", "list") == 0
-    assert "low-res" not in capsys.readouterr().out
+    assert not any(line.startswith("low-res") for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_plugin_is_shown_with_options_and_ports(capsys):
@@ -259,6 +259,49 @@ def test_sample_writes_a_picture_a_seed_and_a_grid(here, capsys, monkeypatch):
     assert call("sample", "runs/a") == 0
     assert sorted(path.name for path in Path("runs/a/samples").iterdir()) == ["001", "002"]
     assert model.asked["guidance"] is None
+
+
+def test_sample_by_every_way_of_guidance_and_from_a_picture(here, capsys, monkeypatch):
+    model = Model()
+    monkeypatch.setitem(sys.modules, "ldmkit.build", SimpleNamespace(load=lambda *_, **__: model))
+    Path("runs/a").mkdir(parents=True)
+    arguments = [
+        "-g", "type=perp-neg", "-g", "strength=[1.0, 2.0]", "--negative", "text=blurry", "--negative", "text=dark",
+        "--negative", "map=a.png", "--init-image", "in.png", "--strength", "0.5", "--mask", "mask.png", "--guidance", "4",
+    ]  # fmt: skip
+    assert call("sample", "runs/a", *arguments) == 0
+    expected = {
+        "guidance": 4.0, "guidance_options": {"type": "perp-neg", "strength": [1.0, 2.0]},
+        "negative": [{"text": "blurry", "map": "a.png"}, {"text": "dark"}],
+        "image": "in.png", "strength": 0.5, "mask": "mask.png",
+    }  # fmt: skip
+    assert {name: model.asked[name] for name in expected} == expected
+    assert call("sample", "runs/a", "--strength", "0") == 0
+    assert model.asked["strength"] == 0.0  # an error of the model's, not nothing
+
+
+@pytest.mark.parametrize(("count", "steps", "kept"), [(4, 10, [3, 5, 8, 10]), (2, 5, [3, 5]), (9, 3, [1, 2, 3])])
+def test_progress_keeps_some_of_the_way_and_its_end(count, steps, kept):
+    from ldmkit.cli.sample import Progress
+
+    way = Progress(count)
+    for step in range(1, steps + 1):
+        way(step, steps, None, step)
+    assert way.kept == kept
+
+
+def test_progress_is_a_row_a_picture():
+    import torch
+
+    from ldmkit.autoencoder import make
+    from ldmkit.cli.sample import Progress
+
+    way = Progress(3)
+    for step in range(3):
+        way(step + 1, 3, None, torch.full((2, 3, 4, 6), step - 1.0))
+    sheet = way.sheet(SimpleNamespace(autoencoder=make("identity")))
+    assert sheet.size == (3 * 8 - 2, 2 * 6 - 2)
+    assert [sheet.getpixel((8 * column, 7))[0] for column in range(3)] == [0, 128, 255]
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,9 @@ class Endless:
         raw = self.source[item]
         return {"image": to_tensor(raw["image"]), "label": raw["label"]}
 
+    def at_one_size(self) -> Endless:
+        return self
+
 
 @pytest.fixture
 def evaluation() -> Evaluation:

@@ -12,8 +12,8 @@ from ldmkit.errors import PluginError, RecipeError
 from ldmkit.recipe import Recipe, load
 
 TRAIN_KEYS = (
-    "steps, batch, lr, betas, weight_decay, warmup, decay, ema, clip, accumulate, log_every, sample_every, "
-    "checkpoint_every, validate_every"
+    "steps, batch, lr, scale_lr, optimizer, betas, weight_decay, warmup, decay, lr_schedule, ema, post_hoc, clip, accumulate, "
+    "log_every, sample_every, checkpoint_every, validate_every, keep"
 )
 
 
@@ -203,7 +203,7 @@ def test_a_conditioner_that_nobody_registered_is_a_plugins_error(good):
     for check in (recipe.require_components, recipe.validate_components):
         with pytest.raises(PluginError) as caught:
             check(plugins.load())
-        assert "conditioners.low_res.type: no conditioner is called 'depth'; installed: class, low-res" in str(
+        assert "conditioners.low_res.type: no conditioner is called 'depth'; installed: class, given, low-res" in str(
             caught.value
         )
         assert "pip install ldmkit-depth" in str(caught.value)

@@ -22,6 +22,7 @@ from ldmkit.diffusion import make as make_diffusion
 from ldmkit.nn.levels import Variant as UNetVariant
 from ldmkit.recipe import objective, sections
 from ldmkit.recipe.base import Section
+from ldmkit.recipe.training import Runtime
 from ldmkit.schedules import SCHEDULES
 from ldmkit.training.runtime import resolve
 from ldmkit.unet import UNet
@@ -118,4 +119,4 @@ def test_data_and_runtime():
     data = without(keys(sections.Data), "type")
     dataset = without(parameters(Dataset), "seed", "aligned")
     assert data == dataset
-    assert without(keys(sections.Runtime), "cache") == parameters(resolve)
+    assert without(keys(Runtime), "cache", "distributed", "trackers") == parameters(resolve)

@@ -91,7 +91,7 @@ def test_a_bundled_recipe_can_be_extended(tmp_path):
 
 
 def test_null_takes_a_slot_away(good):
-    assert load(good, ["conditioners.low_res=null"]).conditioners == {}
+    assert load(good, ["conditioners.low_res=null", "sample.guidance=1.0"]).conditioners == {}
 
 
 def test_a_section_that_changes_its_type_loses_the_options_of_the_old_one(good):

@@ -15,16 +15,16 @@ PACKAGE = ROOT / "ldmkit"
 
 # Each line imports only from those above it, and within a line only from the left.
 LAYERS = """
-errors
-random schedules nn
+errors hub
+one_file random schedules nn
 unet autoencoder conditioning
 diffusion guidance samplers
 latent_diffusion
 data
 messages options hookspecs registry registration builtins plugins recipe
-build initialise interop testing planning
+build initialise interop testing scaling planning
 training evaluation
-previews rundir stages run verify
+previews rundir trained starting stages run verify
 cli
 """
 # The package's own face: names that load on first use, and the command for `python -m`.
@@ -118,8 +118,23 @@ def test_no_comparison_with_a_conditioners_name():
                 continue
             left = ast.unparse(node.left)
             words = [part.value for part in node.comparators if isinstance(part, ast.Constant)]
+            constants = [part for part in node.comparators if isinstance(part, ast.Name | ast.Attribute)]
             if left.rpartition(".")[2] in ("type", "slot", "entry_point"):
                 assert not set(words) & set(CONDITIONERS), f"{path.name}:{node.lineno}"
+            if left.endswith("slot.type"):  # nor by a constant that holds one; nor may the core's own be
+                assert "given" not in words, f"{path.name}:{node.lineno}"
+                assert not any(ast.unparse(part).rpartition(".")[2].isupper() for part in constants), path.name
+
+
+def test_the_core_has_one_conditioner_and_it_knows_no_modality():
+    """What is encoded elsewhere is handed on: nothing is read but `value`, and there is nothing to train."""
+    from ldmkit import plugins
+
+    registry = plugins.load(only=())
+    assert registry.conditioners.names() == ("given",)
+    made = registry.conditioners.create("given", {"tokens": 4, "length": 2, "vector": 3, "concat": 1})
+    assert (made.reads, made.aligned, made.frozen) == (("value",), (), ())
+    assert made.state_dict() == {}
 
 
 PLUGIN_FOLDERS = sorted(path for path in (ROOT / "plugins").glob("*/ldmkit_*") if path.is_dir())
@@ -163,6 +178,8 @@ COMMANDS = [
     ["run", "--help"],
     ["sample", "--help"],
     ["plan", "--help"],
+    ["ema", "--help"],
+    ["verify-resume", "--help"],
     ["plugins", "list"],
     ["plugins", "list", "--json"],
     ["recipe", "list"],
@@ -190,3 +207,30 @@ def test_every_public_name_is_there():
 
     for name in ldmkit.__all__:
         assert getattr(ldmkit, name) is not None
+
+
+def calls() -> Iterator[tuple[Path, ast.Call, str]]:
+    """Every call in ldmkit and the plugins: its file, and the name that is called."""
+    for path in [*modules(), *(path for folder in PLUGIN_FOLDERS for path in folder.rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call):
+                yield path, node, ast.unparse(node.func)
+
+
+def test_no_file_is_unpickled_and_no_code_is_fetched():
+    """torch reads weights only, pickles are read by the reader that stubs them, and transformers runs no code of a model."""
+    seen = set()
+    for path, call, name in calls():
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        where = f"{path.relative_to(ROOT)}:{call.lineno}"
+        if name == "torch.load":
+            assert given.get("weights_only") == "True", where
+        assert given.get("trust_remote_code", "False") == "False", where
+        if name.startswith("Auto") and name.endswith(".from_pretrained"):
+            assert given.get("trust_remote_code") == "False", where
+        assert name not in ("pickle.load", "torch.hub.load", "joblib.load"), where
+        if name == "pickle.loads":  # what a process of ours sent another
+            assert path.name in ("one_file.py", "preparation.py"), where
+        if name in ("torch.load", "AutoTokenizer.from_pretrained"):
+            seen.add(name)
+    assert seen == {"torch.load", "AutoTokenizer.from_pretrained"}

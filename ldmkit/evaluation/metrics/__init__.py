@@ -1,6 +1,7 @@
 """The core's own metrics, each registered by name in `ldmkit.builtins`."""
 
 from ldmkit.evaluation.gain import ConditioningGain
+from ldmkit.evaluation.metrics.bound import VariationalBound
 from ldmkit.evaluation.metrics.fidelity import Fidelity
 from ldmkit.evaluation.metrics.frechet import Frechet
 from ldmkit.evaluation.metrics.judge import Judge
@@ -23,4 +24,5 @@ __all__ = [
     "Reconstruction",
     "Spectrum",
     "Subsets",
+    "VariationalBound",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.conditioning import Conditioner
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
@@ -16,8 +15,8 @@ class Fidelity(Metric):
 
     def compute(self, evaluation: Evaluation) -> list[Figure]:
         figures = []
-        for slot, conditioner in evaluation.model.conditioners.items():
-            own = self._measure(evaluation, slot, conditioner, evaluation.generated, torch.arange(evaluation.n))
+        for slot in evaluation.model.conditioners:
+            own = self._measure(evaluation, slot, evaluation.generated, torch.arange(evaluation.n))
             if own is None:
                 continue
             others = {
@@ -27,7 +26,7 @@ class Fidelity(Metric):
             }
             beside = {}
             for name, (images, rows) in others.items():
-                value = self._measure(evaluation, slot, conditioner, images, rows)
+                value = self._measure(evaluation, slot, images, rows)
                 assert value is not None
                 beside[name] = float(value.mean())
             note = (
@@ -40,11 +39,10 @@ class Fidelity(Metric):
             )
         return figures
 
-    def _measure(
-        self, evaluation: Evaluation, slot: str, conditioner: Conditioner, images: Tensor, rows: Tensor
-    ) -> Tensor | None:
+    def _measure(self, evaluation: Evaluation, slot: str, images: Tensor, rows: Tensor) -> Tensor | None:
         """(m,) of `images` against the conditions of `rows`; rows without the condition are left out."""
         values = []
+        examiner = evaluation.model.conditioners.examiner(slot)
         with torch.no_grad():
             for part in evaluation.chunks(f"fidelity of {slot}", len(rows)):
                 batch = evaluation.batch.select(rows[part])
@@ -53,7 +51,7 @@ class Fidelity(Metric):
                 if prepared is None or not keep.any():
                     continue
                 there = {name: value[keep].to(evaluation.device) for name, value in prepared.items()}
-                value = conditioner.fidelity(images[part][keep].to(evaluation.device), there)
+                value = examiner.fidelity(images[part][keep].to(evaluation.device), there)
                 if value is None:
                     return None
                 values.append(value.float().cpu())

@@ -35,10 +35,11 @@ class Subsets(Metric):
     def compute(self, evaluation: Evaluation) -> list[Figure]:
         conditioners = evaluation.model.conditioners
         count = min(self.count, evaluation.n)
-        every = frozenset(conditioners)
+        slots = _there(evaluation)
+        every = frozenset(slots)
         found: dict[tuple[str, Subset], Tensor] = {}
-        for kept in _subsets(conditioners.keys()):
-            if kept != every and every - kept not in conditioners.dropout.trained:
+        for kept in _subsets(slots):
+            if kept != every and frozenset(conditioners) - kept not in conditioners.dropout.trained:
                 continue
             images = _generated(evaluation, kept, count)
             for slot in kept:
@@ -46,16 +47,16 @@ class Subsets(Metric):
                     found[slot, kept] = score
         return [
             self._figure(evaluation, slot, {kept: score for (own, kept), score in found.items() if own == slot})
-            for slot in conditioners
+            for slot in slots
             if (slot, frozenset({slot})) in found
         ]
 
     def _figure(self, evaluation: Evaluation, slot: str, scores: Mapping[Subset, Tensor]) -> Figure:
-        every = frozenset(evaluation.model.conditioners)
+        every = frozenset(_there(evaluation))
         alone = scores[frozenset({slot})]
         beside = {"all given": float(scores[every].mean())} if len(every) > 1 else {}
         beside |= {
-            f"without {'+'.join(s for s in evaluation.model.conditioners if s not in kept)}": float(score.mean())
+            f"without {'+'.join(s for s in _there(evaluation) if s not in kept)}": float(score.mean())
             for kept, score in scores.items()
             if 1 < len(kept) < len(every)
         }
@@ -72,6 +73,12 @@ class Subsets(Metric):
         )
 
 
+def _there(evaluation: Evaluation) -> list[str]:
+    """The slots that the model was not loaded without."""
+    conditioners = evaluation.model.conditioners
+    return [slot for slot in conditioners if slot not in conditioners.left_out]
+
+
 def _subsets(slots: Sequence[str]) -> list[Subset]:
     """Every subset but the empty one, the largest first."""
     return [frozenset(kept) for size in range(len(slots), 0, -1) for kept in combinations(slots, size)]
@@ -79,7 +86,7 @@ def _subsets(slots: Sequence[str]) -> list[Subset]:
 
 def _generated(evaluation: Evaluation, kept: Subset, count: int) -> Tensor:
     """Pictures (count, c, h, w) for the conditions of the first rows, in the slots `kept` alone."""
-    if kept == frozenset(evaluation.model.conditioners):
+    if kept == frozenset(_there(evaluation)):
         return evaluation.generated[:count]
     pictures = []
     batch = _only(evaluation.batch.select(range(count)), kept)
@@ -124,5 +131,5 @@ def _obeyed(evaluation: Evaluation, slot: str, images: Tensor) -> Tensor | None:
     assert prepared is not None
     there = {name: value.to(evaluation.device) for name, value in prepared.items()}
     with torch.no_grad():
-        score = evaluation.model.conditioners[slot].fidelity(images[rows].to(evaluation.device), there)
+        score = evaluation.model.conditioners.examiner(slot).fidelity(images[rows].to(evaluation.device), there)
     return None if score is None else score.float().cpu()
