@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ldmkit.data.checksums import Checksums
 from ldmkit.data.folder_index import Entry, scan
 from ldmkit.data.label_maps import LabelMaps
 from ldmkit.data.picture_files import Limits, read
@@ -38,6 +39,7 @@ class FolderSource(Source):
         smallest: pictures with a side shorter than this are left out.
         encoding: of the metadata files.
         check: decode every picture once at the start. Without it, a file cut short is found when its turn comes.
+        checksums: a list as `sha256sum` writes it in `path`; a picture that is not what it says is left out when its turn comes.
 
     Fields: `image`, `file_name`; `label` from a column or from sub-folders; `map`; `boxes` from ``objects``; and each column of
     ``metadata.jsonl`` or ``metadata.csv`` under its name.
@@ -58,6 +60,7 @@ class FolderSource(Source):
         smallest: int = 32,
         encoding: str = "utf-8",
         check: bool = True,
+        checksums: str | None = None,
     ) -> None:
         if not 0 <= validation < 1:
             raise DataError(f"validation is {validation}; it is the share held out, at least 0 and below 1")
@@ -68,6 +71,7 @@ class FolderSource(Source):
         self.index = scan(
             path, self.limits, maps=maps, classes=classes, validation=validation, encoding=encoding, decode=check
         )
+        self.checksums = None if checksums is None else Checksums(checksums, self.index.root)
         self.maps: LabelMaps | None = None
         if maps is not None:
             self.maps = LabelMaps(maps, Limits(max_pixels), classes=map_classes, colors=map_colors)
@@ -145,6 +149,8 @@ class FolderSource(Source):
         if path in self._kept:
             self._kept.move_to_end(path)
             return self._kept[path]
+        if self.checksums is not None:
+            self.checksums.check(path)
         image = read(path, self.limits)
         self._kept[path] = image
         while len(self._kept) > 1 and sum(4 * i.width * i.height for i in self._kept.values()) > MEMORY:
