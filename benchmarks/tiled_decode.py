@@ -141,15 +141,16 @@ def main() -> None:
     if options.side:
         return run(options)
     check_memory(options)
-    print(f"{'':8} {'peak MB':>8} {'of untiled':>10} {'seconds':>8}   error: mean, largest, at seams")
+    print(f"{'':8} {'peak MB':>8} {'of untiled':>10} {'seconds':>8}   error: mean, largest, at seams", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         images = {side: Path(folder) / f"{side}.pt" for side in dict.fromkeys(["untiled", *options.sides])}
-        results = {side: measured(side, path) for side, path in images.items()}
-        whole = torch.load(images["untiled"])
-        for side, result in results.items():
-            share = result["peak"] / results["untiled"]["peak"]
-            error = errors(torch.load(images[side]), whole, options)
-            print(f"{side:8} {result['peak'] / 1e6:8.0f} {share:10.1%} {result['seconds']:8.1f}   {error}")
+        whole = measured("untiled", images["untiled"])
+        expected = torch.load(images["untiled"])
+        for side, path in images.items():
+            result = whole if side == "untiled" else measured(side, path)
+            share = result["peak"] / whole["peak"]
+            error = errors(torch.load(path), expected, options)
+            print(f"{side:8} {result['peak'] / 1e6:8.0f} {share:10.1%} {result['seconds']:8.1f}   {error}", flush=True)
 
 
 if __name__ == "__main__":

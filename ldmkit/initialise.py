@@ -18,6 +18,7 @@ from ldmkit.build import load
 from ldmkit.conditioning import ConditionerSet
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.messages import tensor_differences
 from ldmkit.nn import SpatialTransformer
 from ldmkit.plugins import Registry
 from ldmkit.unet import UNet
@@ -57,7 +58,7 @@ def initialise(
     that part is left as it is, because it comes from elsewhere.
 
     Raises:
-        CheckpointError: the source cannot be read, or the networks differ; all differences of a part are named.
+        CheckpointError: the source cannot be read, or the networks differ; what differs in a part is named.
         UsageError: a new condition that cannot start without effect.
     """
     source = load(source_dir, weights, registry=registry)
@@ -90,16 +91,8 @@ def initialise(
 def _copy(target: nn.Module, source: nn.Module, what: str, where: str) -> None:
     """All weights of a part; CheckpointError naming what differs."""
     ours, theirs = target.state_dict(), source.state_dict()
-    wrong = [f"{name} is not in the source" for name in ours if name not in theirs]
-    wrong += [f"{name} is in the source alone" for name in theirs if name not in ours]
-    wrong += [
-        f"{name} is {tuple(theirs[name].shape)} in the source and {tuple(value.shape)} here"
-        for name, value in ours.items()
-        if name in theirs and theirs[name].shape != value.shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointError(f"the {what} is not the source's: " + "; ".join(wrong[:5]) + more, where=where)
+    if wrong := tensor_differences(ours, theirs):
+        raise CheckpointError(f"the {what} is not the source's: {wrong}", where=where)
     for name, value in ours.items():
         value.copy_(theirs[name])
 

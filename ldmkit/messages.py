@@ -1,12 +1,12 @@
-"""What pydantic found wrong, in words: which key, what was given, what is allowed, and the nearest valid name. No torch."""
+"""What is wrong, in words: keys and values as pydantic found them, with the nearest valid name; tensors that differ. No torch."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -63,6 +63,25 @@ def did_you_mean(given: object, names: Iterable[str]) -> str:
     """`; did you mean 'lr'?`, or nothing."""
     near = difflib.get_close_matches(str(given), list(names), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+class Shaped(Protocol):
+    """A tensor, as far as it is compared here."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
+def tensor_differences(expected: Mapping[str, Shaped], given: Mapping[str, Shaped]) -> str:
+    """Names and shapes of `given` that are not those a model expects, the first five of them; empty where all fit."""
+    wrong = [f"{name} is missing" for name in expected if name not in given]
+    wrong += [f"{name} is not in the model" for name in given if name not in expected]
+    wrong += [
+        f"{name} is {tuple(given[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in given and tuple(given[name].shape) != tuple(value.shape)
+    ]
+    return "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
 
 
 def shown(value: object) -> str:

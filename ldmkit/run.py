@@ -120,7 +120,7 @@ def run(
         for difference in changed:
             screen.note(f"  changed: {difference}")
         _begin(directory, registry)
-        _work(result, directory, registry, screen, stop, ranks, accept_new_data)
+        _Work(result, directory, registry, screen, stop, ranks, accept_new_data).do()
     return result
 
 
@@ -176,70 +176,71 @@ def _begin(directory: RunDirectory, registry: Registry) -> None:
     )
 
 
-def _work(
-    result: Run,
-    directory: RunDirectory,
-    registry: Registry,
-    screen: Console,
-    stop: Stop,
-    ranks: Ranks,
-    accept_new_data: bool,
-) -> None:
-    """The stages, with the observers told (on the first rank) and the status kept whatever happens."""
-    screen.note(f"{result.recipe.name} in {result.path}")
-    try:
-        if ranks.first:
-            registry.run_started(result)
-        seconds, lines = _stages(result, directory, registry, screen, stop, ranks, accept_new_data)
-    except BaseException as error:
-        failure = _translated(ranks.explained(error))
+@dataclass(frozen=True)
+class _Work:
+    """What one process does of a run, and what it does it with."""
+
+    result: Run
+    directory: RunDirectory
+    registry: Registry
+    screen: Console
+    stop: Stop
+    ranks: Ranks
+    accept_new_data: bool
+
+    def do(self) -> None:
+        """The stages, with the observers told (on the first rank) and the status kept whatever happens."""
+        result, screen = self.result, self.screen
+        screen.note(f"{result.recipe.name} in {result.path}")
+        try:
+            if self.ranks.first:
+                self.registry.run_started(result)
+            seconds, lines = self._stages()
+        except BaseException as error:
+            failure = _translated(self.ranks.explained(error))
+            self._failed(failure)
+            if failure is error:
+                raise
+            raise failure from error
+        if not self.ranks.first:
+            return
+        done = result.recipe.train.steps
+        self.directory.write_status("finished", stage=None, exit_code=0, done=done, seconds=seconds)
+        _report(result.path)
+        self.registry.run_finished(result, None)
+        _say_end(screen, result, lines, seconds)
+
+    def _failed(self, failure: BaseException) -> None:
         code = failure.exit_code if isinstance(failure, LdmkitError | Interrupted) else 1
-        directory.failed(failure, code)
-        if ranks.first:
-            registry.run_finished(result, failure)
+        self.directory.failed(failure, code)
+        if self.ranks.first:
+            self.registry.run_finished(self.result, failure)
         elif isinstance(failure, Interrupted):
             failure.elsewhere = True
         if isinstance(failure, Interrupted):
-            screen.note(f"{failure.message}; the same command continues")
-        if failure is error:
-            raise
-        raise failure from error
-    if not ranks.first:
-        return
-    directory.write_status("finished", stage=None, exit_code=0, done=result.recipe.train.steps, seconds=seconds)
-    _report(result.path)
-    registry.run_finished(result, None)
-    _say_end(screen, result, lines, seconds)
+            self.screen.note(f"{failure.message}; the same command continues")
 
+    def _stages(self) -> tuple[float, list[str]]:
+        """Their seconds, and the lines of the evaluation."""
+        from ldmkit.stages import Stages  # torch, and all that comes with it
 
-def _stages(
-    result: Run,
-    directory: RunDirectory,
-    registry: Registry,
-    screen: Console,
-    stop: Stop,
-    ranks: Ranks,
-    accept_new_data: bool,
-) -> tuple[float, list[str]]:
-    from ldmkit.stages import Stages  # torch, and all that comes with it
+        def observer(stage: str, step: int, values: Mapping[str, float]) -> None:
+            self.directory.write_status("running", stage=stage, step=step)
+            self.registry.step_logged(self.result, step, values)
 
-    def observer(stage: str, step: int, values: Mapping[str, float]) -> None:
-        directory.write_status("running", stage=stage, step=step)
-        registry.step_logged(result, step, values)
-
-    stages = Stages(
-        result.recipe,
-        registry,
-        directory,
-        screen,
-        stop,
-        observer=observer if ranks.first else None,
-        facts={"versions": versions()},
-        ranks=ranks,
-        accept_new_data=accept_new_data,
-    )
-    results = stages.execute()
-    return stages.seconds, results.lines()
+        stages = Stages(
+            self.result.recipe,
+            self.registry,
+            self.directory,
+            self.screen,
+            self.stop,
+            observer=observer if self.ranks.first else None,
+            facts={"versions": versions()},
+            ranks=self.ranks,
+            accept_new_data=self.accept_new_data,
+        )
+        results = stages.execute()
+        return stages.seconds, results.lines()
 
 
 def _report(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,8 @@ from ldmkit.autoencoder import AutoencoderLoss, make_loss
 from ldmkit.build import build, datasets, fit, learned_options
 from ldmkit.data import Dataset
 from ldmkit.errors import DataError, RecipeError
-from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, write_pictures
+from ldmkit.evaluation import Results
+from ldmkit.finishing import evaluate_model, save_model
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.previews import Previews
@@ -36,14 +37,10 @@ from ldmkit.training.memory import Remembered
 from ldmkit.training.opening import announce
 from ldmkit.training.optim import Group
 from ldmkit.training.probe import probe
-from ldmkit.training.publish import discard
 from ldmkit.training.ranks import Ranks
 from ldmkit.training.state import TrainingState
 from ldmkit.training.stop import Stop
 from ldmkit.training.trackers import Trackers
-
-EVALUATED = 128  # samples that are judged, unless a metric's option `count` asks for more
-MODEL, EVALUATION = "model", "evaluation.json"
 
 
 @dataclass
@@ -142,8 +139,19 @@ class Stages:
         state = self._second_stage(model, train, validation, Caches(found))
         if said := self.bad_samples.summary():
             self.console.note(f"note: {said}")
-        self.ranks.decide(lambda: self._save(model, state))
-        return self.ranks.decide(lambda: self._evaluate(model, train, validation))
+        self.ranks.decide(lambda: save_model(model, state, folder))
+        self.directory.write_status("running", stage="evaluation")
+        return self.ranks.decide(
+            lambda: evaluate_model(
+                model,
+                self.data,
+                recipe=self.recipe,
+                registry=self.registry,
+                folder=folder,
+                console=self.console,
+                stop=self.stop,
+            )
+        )
 
     def _remember_data(self, train: Dataset, validation: Dataset) -> None:
         def compared() -> tuple[Any, list[int | None]]:
@@ -267,9 +275,8 @@ class Stages:
     def _calibrate(self, model: LatentDiffusion, train: Dataset, cache: latents.LatentCache | None) -> None:
         section, init = self.recipe.autoencoder, self.recipe.init
         if init is not None and section.from_ == init.from_ and "scale" not in section.model_fields_set:
-            self.console.note(
-                f"latents: scaled as in {init.from_}"
-            )  # on another scale its weights would see other pictures
+            # On another scale its weights would see other pictures.
+            self.console.note(f"latents: scaled as in {init.from_}")
             return
         kept = self.checkpoints("scale")
         if (found := kept.newest()) is not None:
@@ -340,45 +347,3 @@ class Stages:
     def _say_skipped(self, checkpoints: Checkpoints) -> None:
         for text in checkpoints.skipped:
             self.console.note(f"warning: ignoring the checkpoint {text}")
-
-    # the end
-
-    def _save(self, model: LatentDiffusion, state: TrainingState) -> None:
-        """The model as `ldmkit.load` reads it: average weights, and the raw ones beside them."""
-        target = self.directory.path / MODEL
-        raw = {name: p.detach().clone() for name, p in second.trainable(model).items()}
-        if state.ema is not None:
-            state.ema.copy_to_parameters()
-        model.to("cpu").eval()
-        if target.exists():
-            discard(target)
-        model.save(target, raw=raw if state.ema is not None else None)
-        model.to(self.runtime.device)
-
-    def _evaluate(self, model: LatentDiffusion, train: Dataset, validation: Dataset) -> Results:
-        self.directory.write_status("running", stage="evaluation")
-        path = self.directory.path
-        metrics, count = _metrics(self.recipe, self.registry)
-        with self.console.progress("evaluation", total=max(len(metrics), 1)) as progress:
-            evaluation = Evaluation(
-                model,
-                train,
-                validation,
-                n=max(count, self.recipe.sample.count),
-                seed=self.recipe.sample.seed,
-                progress=lambda what, done, total: progress.update(progress.done, f"{what} {done}/{total}"),
-                check=lambda: self.stop.check("evaluating"),
-            )
-            results = evaluate(evaluation, metrics)
-            progress.update(max(len(metrics), 1), " ")
-        pictures = write_pictures(evaluation, path / "samples", count=self.recipe.sample.count)
-        results = replace(results, pictures=tuple(pictures))
-        results.save(path / EVALUATION)
-        return results
-
-
-def _metrics(recipe: Recipe, registry: Registry) -> tuple[list[tuple[str, Metric]], int]:
-    """The recipe's metrics, and how many samples they want."""
-    metrics = [(entry.type, registry.metrics.create(entry.type, entry.options)) for entry in recipe.evaluate]
-    wanted = [int(entry.options.get("count") or 0) for entry in recipe.evaluate]
-    return metrics, max(wanted, default=0) or (EVALUATED if metrics else 0)

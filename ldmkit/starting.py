@@ -10,6 +10,7 @@ from ldmkit.errors import CheckpointError
 from ldmkit.initialise import initialise
 from ldmkit.interop.autoencoder_folder import load_autoencoder
 from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.messages import tensor_differences
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.training.checkpoint import Checkpoints
@@ -55,20 +56,18 @@ def keep_frozen(model: LatentDiffusion, checkpoints: Checkpoints) -> None:
         checkpoints.save(0, {"conditioners": tensors}, {})
         return
     saved = found.tensors("conditioners")
+    if wrong := tensor_differences(tensors, saved):
+        raise CheckpointError(f"this run was started with other frozen weights: {wrong}", where=str(found.path))
     for name, value in tensors.items():
-        if name not in saved or saved[name].shape != value.shape:
-            raise CheckpointError(f"{name} is not what this run was started with", where=str(found.path))
         value.data.copy_(saved[name])
 
 
 def _copy(source: nn.Module, target: nn.Module, *, where: str) -> None:
     """The weights and buffers of `source`, which must have the same shapes."""
-    mine, theirs = target.state_dict(), source.state_dict()
-    wrong = [name for name in mine if name not in theirs or theirs[name].shape != mine[name].shape]
-    if wrong or len(mine) != len(theirs):
+    theirs = source.state_dict()
+    if wrong := tensor_differences(target.state_dict(), theirs):
         raise CheckpointError(
-            f"its autoencoder is another one than the recipe's ({len(wrong) or 'some'} tensors differ"
-            f"{f', {wrong[0]} first' if wrong else ''})",
+            f"its autoencoder is another one than the recipe's: {wrong}",
             hint="leave out the autoencoder's other keys, or give those it was trained with",
             where=where,
         )

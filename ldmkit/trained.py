@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ldmkit.rundir import RECIPE, read_status
 
@@ -50,7 +51,9 @@ def load(
     folder = Path(path).expanduser()
     is_run = (folder / RECIPE).is_file()
     if checkpoint is None and not (is_run and not (folder / "model" / "config.json").is_file()):
-        return load_model(path, weights, without=without, registry=registry)
+        model = load_model(path, weights, without=without, registry=registry)
+        model.loader = partial(load, registry=registry)
+        return model
     if not is_run:
         raise UsageError(f"{path} is no run's directory, and only a run has checkpoints", hint="leave out `checkpoint`")
     if without:
@@ -102,10 +105,8 @@ def _checkpoint(folder: Path, which: Which) -> Checkpoint:
 
 def _model(folder: Path, found: Checkpoint, weights: str, registry: Registry | None) -> LatentDiffusion:
     """The model that the checkpoint's manifest describes, with its weights and those of the finished first stage."""
-    import torch
-
     from ldmkit import plugins
-    from ldmkit.build import Uninitialised, assemble, reset_meta_buffers
+    from ldmkit.build import plugin_files, restore
     from ldmkit.errors import CheckpointError
     from ldmkit.training.checkpoint import Checkpoints
 
@@ -113,9 +114,7 @@ def _model(folder: Path, found: Checkpoint, weights: str, registry: Registry | N
     if "model" not in described:
         raise CheckpointError(f"{found.path} does not say what its model is", hint="finish the run: ldmkit run")
     config = {**described["model"], "conditioners": described["conditioners"], "dropout": described["dropout"]}
-    registry = registry or plugins.load(files=_plugin_files(config["conditioners"]))
-    with torch.device("meta"), Uninitialised():
-        model = assemble(config, registry)
+    registry = registry or plugins.load(files=plugin_files(config["conditioners"]))
     tensors = found.tensors("model")
     if weights == "ema" and found.has("ema"):
         tensors |= found.tensors("ema")
@@ -123,16 +122,6 @@ def _model(folder: Path, found: Checkpoint, weights: str, registry: Registry | N
         kept = Checkpoints(folder / "checkpoints" / name).newest()
         if kept is not None:
             tensors |= {f"{prefix}.{key}": value for key, value in kept.tensors(prefix).items()}
-    expected = model.state_dict()
-    wrong = {name for name, value in expected.items() if name not in tensors or tensors[name].shape != value.shape}
-    if wrong:
-        raise CheckpointError(f"its checkpoints lack {len(wrong)} tensors, {min(wrong)} first", where=str(found.path))
-    model.load_state_dict({name: tensors[name] for name in expected}, assign=True)
-    reset_meta_buffers(model, config, registry)
-    model.autoencoder.requires_grad_(False)
-    return model.eval()
-
-
-def _plugin_files(slots: Mapping[str, Any]) -> list[str]:
-    files = {slot["origin"].get("file") for slot in slots.values()}
-    return sorted(file for file in files if file is not None and Path(file).is_file())
+    model = restore(config, tensors, registry, where=str(found.path))
+    model.loader = partial(load, registry=registry)
+    return model

@@ -3,7 +3,7 @@
 from ldmkit.build.assembling import Uninitialised, assemble, build, conditioner_of, reset_meta_buffers, samplers
 from ldmkit.build.fitting import fit, learned_options
 from ldmkit.build.inheriting import inherited
-from ldmkit.build.loading import load
+from ldmkit.build.loading import load, plugin_files, restore
 from ldmkit.build.places import model_folder
 from ldmkit.build.sources import datasets, source_of
 
@@ -18,7 +18,9 @@ __all__ = [
     "learned_options",
     "load",
     "model_folder",
+    "plugin_files",
     "reset_meta_buffers",
+    "restore",
     "samplers",
     "source_of",
 ]

@@ -16,7 +16,7 @@ from ldmkit.build.places import model_folder
 from ldmkit.conditioning import StoredNull
 from ldmkit.errors import CheckpointError, PluginError, UsageError
 from ldmkit.latent_diffusion import LatentDiffusion, Slot, read_config, read_nulls, read_weights
-from ldmkit.messages import problems_of
+from ldmkit.messages import problems_of, tensor_differences
 from ldmkit.plugins import Registry
 
 
@@ -46,20 +46,17 @@ def load(
             f"{path} holds an autoencoder alone, and no model", hint="use it in a recipe, with autoencoder.from"
         )
     names = _left_out(config, without)
-    registry = registry or plugins.load(files=_plugin_files(config, names))
+    # What comes from the hub is somebody else's, and may not say which files of this machine are run.
+    files = plugin_files(config["conditioners"], names) if Path(path).expanduser().exists() else []
+    registry = registry or plugins.load(files=files)
     for name, slot in config["conditioners"].items():
         if name not in names:
             _require(name, slot, registry)
     tensors = read_weights(folder, weights)
     left_out = {name: _stored_null(name, folder, tensors) for name in names}
-    with torch.device("meta"), Uninitialised():
-        model = assemble(config, registry, left_out)
-    _check_fit(model, tensors, folder)
-    model.load_state_dict(tensors, assign=True)
-    reset_meta_buffers(model, config, registry, left_out)
-    model.autoencoder.requires_grad_(False)
+    model = restore(config, tensors, registry, left_out, where=str(folder))
     model.loader = partial(load, registry=registry)
-    return model.eval()
+    return model
 
 
 def _stored_null(slot: str, folder: Path, tensors: dict[str, torch.Tensor]) -> StoredNull:
@@ -109,22 +106,32 @@ def _require(name: str, described: Mapping[str, Any], registry: Registry) -> Non
         ) from error
 
 
-def _plugin_files(config: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:
-    files = {slot["origin"].get("file") for name, slot in config["conditioners"].items() if name not in left_out}
-    return sorted(file for file in files if file is not None and Path(file).is_file())
+def restore(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    registry: Registry,
+    left_out: Mapping[str, StoredNull] | None = None,
+    *,
+    where: str,
+) -> LatentDiffusion:
+    """The model that `config` describes with exactly these weights, in eval mode; no weight is drawn first.
+
+    Raises CheckpointError, of `where`, for tensors that are not the model's.
+    """
+    with torch.device("meta"), Uninitialised():
+        model = assemble(config, registry, left_out)
+    if wrong := tensor_differences(model.state_dict(), tensors):
+        raise CheckpointError(f"the weights do not fit the configuration: {wrong}", where=where)
+    model.load_state_dict(tensors, assign=True)
+    reset_meta_buffers(model, config, registry, left_out)
+    model.autoencoder.requires_grad_(False)
+    return model.eval()
 
 
-def _check_fit(model: LatentDiffusion, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    expected = model.state_dict()
-    wrong = [f"{name} is missing" for name in expected if name not in tensors]
-    wrong += [f"{name} is not in the model" for name in tensors if name not in expected]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointError(
-            "the weights do not fit the configuration: " + "; ".join(wrong[:5]) + more, where=str(folder)
-        )
+def plugin_files(slots: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:
+    """The files that the slots' conditioners were trained from with `-p`, where they are still on this machine.
+
+    They are code, and run. A relative path would be whatever lies in the working directory, so only absolute ones count.
+    """
+    files = {slot["origin"].get("file") for name, slot in slots.items() if name not in left_out}
+    return sorted(file for file in files if file is not None and Path(file).is_absolute() and Path(file).is_file())

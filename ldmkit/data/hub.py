@@ -11,9 +11,9 @@ from typing import Any
 
 from ldmkit.data.sample import BadSampleError, printable
 from ldmkit.errors import DataError, LdmkitError, OfflineError
+from ldmkit.hub import cache_unless_reached
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
-PATIENCE = 5.0  # seconds for the hub to answer
 
 
 def library() -> ModuleType:
@@ -77,31 +77,8 @@ def _from_hub(datasets: ModuleType, path: str, config: str | None, split: str, s
         raise DataError(
             "there is no such file or folder", hint="give a path, or owner/name on the hub", where=printable(path)
         )
-    with _offline_unless_reached(datasets, name):
+    with cache_unless_reached(name, "dataset", datasets.config):
         return datasets.load_dataset(name, config, split=split, streaming=streaming, revision=revision or None)
-
-
-@contextmanager
-def _offline_unless_reached(datasets: ModuleType, name: str) -> Iterator[None]:
-    """Without a network the library tries for a minute. Where the hub does not answer a question, it is sent to its cache."""
-    import huggingface_hub
-
-    settings: tuple[Any, Any] = (huggingface_hub.constants, datasets.config)
-    before = [module.HF_HUB_OFFLINE for module in settings]
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE)
-    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError) as error:
-        raise DataError(
-            f"the hub has no dataset {name!r} for you: {_first_line(error)}", hint="check the name, or `hf auth login`"
-        ) from error
-    except Exception:  # no network, a proxy's page, an error of the hub: the cache may still have it
-        for module in settings:
-            module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(settings, before, strict=True):
-            module.HF_HUB_OFFLINE = value
 
 
 @contextmanager

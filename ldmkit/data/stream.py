@@ -41,9 +41,10 @@ class Stream:
             if len(self._blocks) > 1:  # neighbours: a row that stands in for a broken one may be in the next
                 del self._blocks[min(self._blocks, key=lambda kept: (abs(kept - number) <= 1, kept))]
             self._go_to(number * self.block)
-            self._blocks[number] = [self._read() for _ in range(self.block)]
-        order = torch.randperm(self.block, generator=generator(self.seed, "stream/block", number))
-        return self._blocks[number][int(order[place])]
+            rows = [self._read() for _ in range(self.block)]
+            order = torch.randperm(self.block, generator=generator(self.seed, "stream/block", number))
+            self._blocks[number] = [rows[place] for place in order.tolist()]
+        return self._blocks[number][place]
 
     def _go_to(self, index: int) -> None:
         if self._rows is None or index < self._next or self._far(index):

@@ -13,6 +13,7 @@ from ldmkit.interop.assembling import on_meta
 from ldmkit.interop.folders import new_folder, write_json, write_tensors
 from ldmkit.interop.model_card import write_card
 from ldmkit.latent_diffusion import read_config, read_weights
+from ldmkit.messages import tensor_differences
 
 PREFIX = "autoencoder."
 
@@ -41,10 +42,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     with on_meta():
         model = autoencoders.make(**config["autoencoder"])
     state = {name.removeprefix(PREFIX): v for name, v in read_weights(path).items() if name.startswith(PREFIX)}
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the weights do not fit: {' '.join(str(error).split())[:300]}", where=str(path)
-        ) from error
+    if wrong := tensor_differences(model.state_dict(), state):
+        raise CheckpointError(f"the weights do not fit: {wrong}", where=str(path))
+    model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()

@@ -66,9 +66,8 @@ class LatentDiffusion(nn.Module):
         self.sampling: dict[str, Any] = dict(sampling or {})
         self.slots: dict[str, Slot] = dict(slots or {})
         self.loader = loader
-        self.others: dict[
-            tuple[str, str], LatentDiffusion
-        ] = {}  # what `loader` read; a plain dict: no part of this model
+        # What `loader` read. A plain dict: those models are no part of this one.
+        self.others: dict[tuple[str, str], LatentDiffusion] = {}
         self.latent_shape(size)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
@@ -306,9 +305,8 @@ class LatentDiffusion(nn.Module):
             return latents
         with _evaluating(self):
             images = self.autoencoder.decode(latents).clamp(-1, 1)
-        if (
-            start is not None and keep is not None
-        ):  # what was kept is the picture itself, not what the autoencoder makes of it
+        if start is not None and keep is not None:
+            # What was kept is the picture itself, not what the autoencoder makes of it.
             images = torch.lerp(images, start, keep)
         images = images[..., : size[0], : size[1]]
         return images if output == "tensor" else pictures.to_pil(images)
@@ -332,9 +330,8 @@ class LatentDiffusion(nn.Module):
         """Scaled latents (b, c, h, w) for prepared conditions. `settings` are those of `sampling.Settings`."""
         size = size or self.size
         sources = sample_generators(seed, len(batch))
-        drawn = normal(
-            sources, self.latent_shape(self.paintable(size))
-        )  # in any case, so that a given noise leaves the later draws as they are
+        # Drawn in any case, so that a given noise leaves the later draws as they are.
+        drawn = normal(sources, self.latent_shape(self.paintable(size)))
         if noise is not None and noise.shape != drawn.shape:
             raise UsageError(f"noise of shape {tuple(noise.shape)}; here it is {tuple(drawn.shape)}")
         start = (drawn if noise is None else noise).to(self.device)
@@ -371,8 +368,8 @@ class LatentDiffusion(nn.Module):
         with _evaluating(self):
             denoiser = sampling.denoiser(self, self._user_batch(prepared), size, saved)
             latents = self._encoded(self._picture(image, self.paintable(size), len(given)))
-            schedule = self.diffusion.schedule
-            return invert(denoiser, latents, schedule, saved.steps or 50, iterations=iterations, **{**grid, **options})
+            asked = {"iterations": iterations, **grid, **options}
+            return invert(denoiser, latents, self.diffusion.schedule, sampling.steps_of(saved), **asked)
 
     def _picture(self, image: Any, size: tuple[int, int], count: int) -> Tensor:
         channels = self.autoencoder.image_channels

@@ -69,7 +69,7 @@ def sample(
     """
     name, method, options = str(settings.sampler), guiding.make_method(settings.guidance_options), settings.options
     sampler, schedule = find(model, name), model.diffusion.schedule
-    steps = _levels(model, settings) if method.on_grid else _steps(settings)
+    steps = _levels(model, settings) if method.on_grid else steps_of(settings)
     given = denoiser(model, batch, size, settings, method, steps)
     if settings.likelihood is not None:
         given = settings.likelihood.guide(given, schedule, model.autoencoder.decode)
@@ -108,10 +108,11 @@ def _levels(model: LatentDiffusion, settings: Settings) -> Grid:
         allowed = " or ".join(f"{name} with {option} 0" for name, option in DDIM_STEPS.items())
         raise UsageError(f"CFG++ changes DDIM's step, and the sampler is {name}", hint=f"sample with {allowed}")
     spacing: Spacing = options.get("spacing", "trailing")
-    return make_grid(model.diffusion.schedule, _steps(settings), spacing, clean=options.get("clean", True))
+    return make_grid(model.diffusion.schedule, steps_of(settings), spacing, clean=options.get("clean", True))
 
 
-def _steps(settings: Settings) -> int:
+def steps_of(settings: Settings) -> int:
+    """The steps of completed settings."""
     assert settings.steps is not None
     return settings.steps
 
@@ -246,9 +247,7 @@ def _negatives(
 
 
 def _check_absent(model: LatentDiffusion, present: Subset) -> None:
-    absent = frozenset(model.conditioners) - present
-    if absent and absent not in model.conditioners.dropout.trained:
-        names = "+".join(slot for slot in model.conditioners if slot in absent)
+    if names := _never_absent(model, present):
         raise UsageError(
             f"no value was given for {names}, and training never showed the model a picture without",
             hint=f"give one, or train with `dropout: {{{names}: 0.1}}`",
@@ -258,13 +257,18 @@ def _check_absent(model: LatentDiffusion, present: Subset) -> None:
 def _check_branches(model: LatentDiffusion, branches: Iterable[Subset]) -> None:
     """What guidance leaves out and what was not given, together, were dropped in training."""
     for kept in branches:
-        missing = frozenset(model.conditioners) - kept
-        if missing and missing not in model.conditioners.dropout.trained:
-            names = "+".join(slot for slot in model.conditioners if slot in missing)
+        if names := _never_absent(model, kept):
             raise UsageError(
                 f"with the values given, this guidance needs a picture without {names}, which training never showed",
                 hint=f"give more values, turn guidance off (1), or train with `dropout: {{{names}: 0.1}}`",
             )
+
+
+def _never_absent(model: LatentDiffusion, kept: Subset) -> str:
+    """The slots outside `kept`, joined by +, where training never dropped just these; else nothing."""
+    absent = frozenset(model.conditioners) - kept
+    trained = not absent or absent in model.conditioners.dropout.trained
+    return "" if trained else "+".join(slot for slot in model.conditioners if slot in absent)
 
 
 def _other(model: LatentDiffusion, batch: Batch, canvas: Canvas, present: Subset, other: LatentDiffusion) -> Denoiser:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -45,10 +46,26 @@ def check_alike(model: LatentDiffusion, other: LatentDiffusion) -> None:
             raise differs(f"another conditioner in slot {slot}", "only its widths and depths may differ")
     if other.diffusion.schedule.config != model.diffusion.schedule.config:
         raise differs("another noise schedule", "train it with the same `diffusion.schedule`")
-    first, second = (torch.cat([m.autoencoder.latent_scale, m.autoencoder.latent_shift]).cpu() for m in (model, other))
-    hashes = {m.autoencoder.weights_hash() for m in (model, other)}
-    if len(hashes) > 1 or not torch.allclose(first, second):
+    if not _same_latents(model.autoencoder, other.autoencoder):
         raise differs("another autoencoder", "train it with `autoencoder: {from: ...}`, from the better one")
+
+
+def _same_latents(first: Autoencoder, second: Autoencoder) -> bool:
+    """Equal weights, shift and scale. Compared, not hashed: this is asked at each sampling."""
+    if first is second:
+        return True
+    mine, theirs = first.state_dict(), second.state_dict()
+    scales = ("latent_shift", "latent_scale")
+    if not all(torch.allclose(mine[name].cpu(), theirs[name].cpu()) for name in scales):
+        return False
+    names = {name for name in (*mine, *theirs) if not name.startswith("latent_")}
+    return all(
+        name in mine
+        and name in theirs
+        and mine[name].dtype == theirs[name].dtype
+        and torch.equal(mine[name], theirs[name].to(mine[name].device))
+        for name in names
+    )
 
 
 def _reading(slot: Any) -> dict[str, Any]:

@@ -101,12 +101,13 @@ def build(
         if reason is not None:
             console.note(f"conditions of {slot} are encoded in every step: {reason}")
             continue
+        own = key(slot)  # once: it is made of all weights
         try:
             answers[slot] = kept.build(
-                folder / key(slot),
+                folder / own,
                 data.groups(),
                 asking.answers,
-                key=key(slot),
+                key=own,
                 what=f"conditions of {slot}",
                 join=_joined,
                 batch=batch,

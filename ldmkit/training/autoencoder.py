@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,16 @@ from ldmkit import random
 from ldmkit.autoencoder import Autoencoder, AutoencoderLoss
 from ldmkit.autoencoder.alarms import Alarms, Movement
 from ldmkit.conditioning import Batch, ConditionerSet
-from ldmkit.data import Dataset, batches
+from ldmkit.data import Dataset
+from ldmkit.training.between import Between, give_up
 from ldmkit.training.checkpoint import Checkpoints
 from ldmkit.training.ema import EMA, averaged
+from ldmkit.training.feeding import held_out, training_batches
 from ldmkit.training.log import Log
 from ldmkit.training.optim import Group, Optimization
-from ldmkit.training.publish import publish
 from ldmkit.training.ranks import Ranks
 from ldmkit.training.runtime import Runtime
-from ldmkit.training.state import EARLY, TrainingState, diverged
+from ldmkit.training.state import TrainingState
 from ldmkit.training.stop import Stop
 
 if TYPE_CHECKING:
@@ -63,11 +64,31 @@ def train_autoencoder(
     state = begin(autoencoder, losses, settings, runtime)
     if (newest := checkpoints.newest()) is not None:
         state.resume(newest)
-    loader = _loader(data, state, settings, seed, runtime, ranks)
-    held_out = list(_held_out(validation, settings, seed))
+    loader = training_batches(data, pictures_only(), state, settings=settings, seed=seed, runtime=runtime, ranks=ranks)
+    validated = held_out(validation, pictures_only(), most=VALIDATION, settings=settings, seed=seed)
     alarms, movement = Alarms(), None if losses.discriminator is None else Movement(losses.discriminator)
 
+    def score() -> tuple[dict[str, float], float]:
+        with averaged(autoencoder, state.ema):
+            reached = psnr(autoencoder, validated, runtime, ranks)
+        return {"psnr": reached}, -reached
+
+    def draw(step: int) -> None:
+        assert pictures is not None
+        with averaged(autoencoder, state.ema):
+            ranks.decide(partial(pictures, step))
+
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
+        between = Between(
+            what="training the autoencoder",
+            settings=settings,
+            checkpoints=checkpoints,
+            out=out,
+            stop=stop,
+            ranks=ranks,
+            score=score,
+            pictures=pictures and draw,
+        )
         while state.step < settings.steps:
             batch = next(loader)
             autoencoder.train()
@@ -76,36 +97,17 @@ def train_autoencoder(
             if good:
                 state.average()
             if state.diverged:
-                raise _give_up(batch, state, checkpoints)
+                raise give_up(batch, state, checkpoints, stage=STAGE, what="the autoencoder's loss")
             seen = len(batch) * ranks.count
             state.advance(seen)
-            written = out.step(state.step, values if good else {}, images=seen)
-            watched = dict(written or {})
-            if written and movement is not None and losses.adversarial_active(state.step - 1):
+            watched = dict(out.step(state.step, values if good else {}, images=seen) or {})
+            if watched and movement is not None and losses.adversarial_active(state.step - 1):
                 watched["discriminator_change"] = movement()
             if state.skipped_in_a_row:  # the update was left out, and so is what would be written of it
                 watched["gradient_norm"] = float(values["gradient_norm"])
             for found in alarms.observe(state.step, watched):
                 out.alarm(state.step, str(found))
-
-            last = state.step == settings.steps
-            kept = last or state.step % settings.checkpoint_every == 0
-            score = None  # of a checkpoint: the best one stays
-            if kept or state.step % settings.validate_every == 0:
-                with averaged(autoencoder, state.ema):
-                    reached = psnr(autoencoder, held_out, runtime, ranks)
-                out.write(state.step, {"psnr": reached})
-                score = -reached
-            drawn = last or state.step == EARLY or state.step % settings.sample_every == 0
-            if pictures is not None and drawn and not ranks.agree(stop):
-                with averaged(autoencoder, state.ema):
-                    ranks.decide(partial(pictures, state.step))
-            stopping = ranks.agree(stop)
-            if stopping or kept:
-                with out.saving(state.step):
-                    state.save(checkpoints, score=score)
-            if stopping:
-                stop.check(f"training the autoencoder, step {state.step} of {settings.steps}")
+            between(state)
     if state.ema is not None:
         state.ema.copy_to_parameters()
     autoencoder.requires_grad_(False).eval()
@@ -194,12 +196,12 @@ def _track(module: nn.Module | None, on: bool) -> None:
 
 
 @torch.no_grad()
-def psnr(autoencoder: Autoencoder, held_out: Sequence[Batch], runtime: Runtime, ranks: Ranks | None = None) -> float:
+def psnr(autoencoder: Autoencoder, pictures: Sequence[Batch], runtime: Runtime, ranks: Ranks | None = None) -> float:
     """The mean peak signal-to-noise ratio in dB of the reconstructions of held-out images, which several ranks share."""
     autoencoder.eval()
     ranks = ranks or Ranks()
     total, count = 0.0, 0
-    for batch in held_out:
+    for batch in pictures:
         own = ranks.rows(len(batch))
         images = batch.images[own.start : own.stop].to(runtime.device)
         with runtime.autocast():
@@ -211,38 +213,6 @@ def psnr(autoencoder: Autoencoder, held_out: Sequence[Batch], runtime: Runtime, 
     return total / seen if seen else math.nan
 
 
-def _loader(
-    data: Dataset, state: TrainingState, settings: AutoencoderTrain, seed: int, runtime: Runtime, ranks: Ranks
-) -> Iterator[Batch]:
-    steps = max(settings.steps - state.step, 0)
-    return batches(
-        data,
-        pictures_only(),
-        start=state.position,
-        batch=settings.batch,
-        seed=seed,
-        steps=steps,
-        workers=runtime.workers,
-        timeout=runtime.worker_timeout,
-        rank=ranks.rank,
-        ranks=ranks.count,
-    )
-
-
-def _held_out(validation: Dataset, settings: AutoencoderTrain, seed: int) -> Iterator[Batch]:
-    count = min(len(validation), VALIDATION) if validation.finite else VALIDATION
-    size = min(settings.batch, count)
-    return batches(validation, pictures_only(), start=0, batch=size, seed=seed, steps=count // size)
-
-
 def pictures_only() -> ConditionerSet:
     """No conditioner: for loops that read images alone."""
     return ConditionerSet({}, vector_width=1)
-
-
-def _give_up(batch: Batch, state: TrainingState, checkpoints: Checkpoints) -> Exception:
-    """Each rank's rows are kept: any of them may have been the cause."""
-    place = checkpoints.folder / checkpoints.ranks.own_name(f"diverged-{state.step:08d}")
-    tensors = {"images": batch.images, "positions": batch.positions}
-    publish(place, {"batch": tensors}, {"about": {"step": state.step, "stage": STAGE}}, {})
-    return diverged(state.step + 1, "the autoencoder's loss", str(place))

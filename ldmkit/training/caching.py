@@ -81,17 +81,12 @@ class Caching:
         )
 
     def answers(self, model: LatentDiffusion, data: Dataset) -> answers.AnswerCache | None:
-        """What the slots answer that are frozen for the whole run; the autoencoder is scaled already."""
+        """What the slots answer in which nothing is trained; the autoencoder is scaled already."""
         section, settings = self.recipe.runtime.cache, self.recipe.train
-        for name, slot in self.recipe.conditioners.items():
-            if slot.freeze is True:
-                model.conditioners[name].requires_grad_(False)
         if section == "off" or not data.finite:
             return None
-        if self.automatic and settings.steps * settings.batch <= len(
-            data
-        ):  # less than an epoch: each would be asked for once
-            return None
+        if self.automatic and settings.steps * settings.batch <= len(data):
+            return None  # less than an epoch: each would be asked for once
         described, precision = self._described(data), self.runtime.precision
         return answers.build(
             model,

@@ -12,22 +12,23 @@ from torch import Tensor, nn
 
 from ldmkit import random
 from ldmkit.conditioning import Batch
-from ldmkit.data import Dataset, batches
+from ldmkit.data import Dataset
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.training import posthoc
+from ldmkit.training.between import Between, give_up
 from ldmkit.training.caching import Attaching
 from ldmkit.training.checkpoint import Checkpoints
 from ldmkit.training.distributed import Engine
 from ldmkit.training.distributed import engine as engine_for
 from ldmkit.training.ema import EMA, averaged
+from ldmkit.training.feeding import held_out, training_batches
 from ldmkit.training.log import Log
 from ldmkit.training.optim import Group, Optimization
 from ldmkit.training.posthoc import PostHoc
 from ldmkit.training.probe import probe
-from ldmkit.training.publish import publish
 from ldmkit.training.ranks import Ranks
 from ldmkit.training.runtime import Runtime
-from ldmkit.training.state import EARLY, TrainingState, diverged
+from ldmkit.training.state import TrainingState
 from ldmkit.training.stop import Stop
 
 if TYPE_CHECKING:
@@ -86,10 +87,32 @@ def train_diffusion(
     ranks.decide(lambda: posthoc.forget_after(snapshots, state.step))
     if state.step == 0:
         ranks.decide(lambda: probe(model, data, seed, runtime))
-    loader = _loader(model, data, state, settings, seed, runtime, ranks)
-    held_out = list(_held_out(model, validation, settings, seed))
+    loader = training_batches(
+        data, model.conditioners, state, settings=settings, seed=seed, runtime=runtime, ranks=ranks
+    )
+    validated = held_out(validation, model.conditioners, most=VALIDATION, settings=settings, seed=seed)
+
+    def score() -> tuple[dict[str, float], float]:
+        with averaged(own, state.ema):
+            loss = validation_loss(own, validated, seed, runtime, ranks)
+        return {"validation": loss}, loss
+
+    def draw(step: int) -> None:
+        assert pictures is not None
+        with averaged(own, state.ema), engine.whole():
+            ranks.decide(partial(pictures, step))
 
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
+        between = Between(
+            what="training the diffusion stage",
+            settings=settings,
+            checkpoints=checkpoints,
+            out=out,
+            stop=stop,
+            ranks=ranks,
+            score=score,
+            pictures=pictures and draw,
+        )
         while state.step < settings.steps:
             batch = next(loader)
             if cache is not None:
@@ -98,30 +121,14 @@ def train_diffusion(
             if good:
                 state.average()
             if state.diverged:
-                raise _give_up(batch, state, checkpoints)
+                raise give_up(batch, state, checkpoints, stage=STAGE, what="the diffusion loss")
             seen = len(batch) * ranks.count
             state.advance(seen)
             out.step(state.step, values if good else {}, images=seen)
-
-            last = state.step == settings.steps
-            kept = last or state.step % settings.checkpoint_every == 0
-            score = None  # of a checkpoint: the best one stays
-            if kept or state.step % settings.validate_every == 0:
-                with averaged(own, state.ema):
-                    score = validation_loss(own, held_out, seed, runtime, ranks)
-                out.write(state.step, {"validation": score})
-            drawn = last or state.step == EARLY or state.step % settings.sample_every == 0
-            if pictures is not None and drawn and not ranks.agree(stop):
-                with averaged(own, state.ema), engine.whole():
-                    ranks.decide(partial(pictures, state.step))
-            if state.post_hoc is not None and (last or state.step % state.post_hoc.every == 0):
-                state.post_hoc.snapshot(snapshots, state.step, ranks)
-            stopping = ranks.agree(stop)
-            if stopping or kept:
-                with out.saving(state.step):
-                    state.save(checkpoints, score=score)
-            if stopping:
-                stop.check(f"training the diffusion stage, step {state.step} of {settings.steps}")
+            post_hoc = state.post_hoc
+            if post_hoc is not None and (state.step == settings.steps or state.step % post_hoc.every == 0):
+                post_hoc.snapshot(snapshots, state.step, ranks)
+            between(state)
     model.eval()
     return engine.finish(state)
 
@@ -170,9 +177,8 @@ def _step(
     Means over this rank's rows: the gradients' mean over the ranks is the engine's, that of the values the log's.
     """
     engine.model.train()
-    torch.manual_seed(
-        random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step)
-    )  # nn.Dropout draws nowhere else
+    # nn.Dropout draws nowhere else.
+    torch.manual_seed(random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step))
     optimization = state.optimizers["model"]
     optimization.begin(state.step)
     values: dict[str, Tensor] = {}
@@ -208,7 +214,7 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
 
 @torch.no_grad()
 def validation_loss(
-    model: LatentDiffusion, held_out: Sequence[Batch], seed: int, runtime: Runtime, ranks: Ranks | None = None
+    model: LatentDiffusion, samples: Sequence[Batch], seed: int, runtime: Runtime, ranks: Ranks | None = None
 ) -> float:
     """The loss of held-out batches at fixed timesteps and noise, nothing dropped: the same number for the same weights.
 
@@ -216,12 +222,12 @@ def validation_loss(
     noise out of the mean.
     """
     model.eval()
-    total = sum(len(batch) for batch in held_out)
+    total = sum(len(batch) for batch in samples)
     order = torch.randperm(total, generator=random.generator(seed, "validation/order", 0))
     spread = (order + 0.5) / max(total, 1)
     ranks = ranks or Ranks()
     loss, rows, first = 0.0, 0, 0
-    for whole in held_out:
+    for whole in samples:
         own = ranks.rows(len(whole))
         batch = whole.select(own)
         draws = model.draw(batch.positions, random.key(seed, "validation/draws", 0), _size(batch))
@@ -237,43 +243,3 @@ def validation_loss(
         first += len(whole)
     loss, seen = ranks.total([loss, rows])
     return loss / max(seen, 1)
-
-
-def _loader(
-    model: LatentDiffusion,
-    data: Dataset,
-    state: TrainingState,
-    settings: Train,
-    seed: int,
-    runtime: Runtime,
-    ranks: Ranks,
-) -> Iterator[Batch]:
-    steps = settings.steps - state.step
-    return batches(
-        data,
-        model.conditioners,
-        start=state.position,
-        batch=settings.batch,
-        seed=seed,
-        steps=max(steps, 0),
-        workers=runtime.workers,
-        timeout=runtime.worker_timeout,
-        rank=ranks.rank,
-        ranks=ranks.count,
-    )
-
-
-def _held_out(model: LatentDiffusion, validation: Dataset, settings: Train, seed: int) -> Iterator[Batch]:
-    count = min(len(validation), VALIDATION) if validation.finite else VALIDATION
-    size = min(settings.batch, count)
-    return batches(validation, model.conditioners, start=0, batch=size, seed=seed, steps=count // size)
-
-
-def _give_up(batch: Batch, state: TrainingState, checkpoints: Checkpoints) -> Exception:
-    """Each rank's rows are kept: any of them may have been the cause."""
-    place = checkpoints.folder / checkpoints.ranks.own_name(f"diverged-{state.step:08d}")
-    tensors = {"images": batch.images, "positions": batch.positions}
-    for slot, prepared in batch.prepared.items():
-        tensors |= {f"{slot}/{name}": value for name, value in (prepared or {}).items()}
-    publish(place, {"batch": tensors}, {"about": {"step": state.step, "stage": STAGE}}, {})
-    return diverged(state.step + 1, "the diffusion loss", str(place))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit.errors import CheckpointError, DivergedError
+from ldmkit.messages import tensor_differences
 from ldmkit.training.checkpoint import Checkpoint, Checkpoints
 from ldmkit.training.ema import EMA
 from ldmkit.training.optim import Optimization
@@ -72,9 +73,8 @@ class TrainingState:
         if not searching:  # fp16 finds its scale by trial
             before = self._in_a_row.get(name, self.skipped_in_a_row)
             self._in_a_row[name] = 0 if good else before + 1
-            self.skipped_in_a_row = max(
-                self._in_a_row.values()
-            )  # one side's good updates do not hide the other's bad ones
+            # One side's good updates do not hide the other's bad ones.
+            self.skipped_in_a_row = max(self._in_a_row.values())
         return good, norm
 
     def average(self) -> None:
@@ -149,19 +149,11 @@ def load_trained(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str
     """Loads what `trained_tensors` gave.
 
     Raises:
-        CheckpointError: names or shapes differ; all of them are listed.
+        CheckpointError: names or shapes differ.
     """
     expected = trained_tensors(module)
-    wrong = [f"{name} is missing" for name in expected if name not in tensors]
-    wrong += [f"{name} is not in the model" for name in tensors if name not in expected]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if wrong:
-        listed = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise CheckpointError(f"the checkpoint does not fit the model: {listed}", where=where)
+    if wrong := tensor_differences(expected, tensors):
+        raise CheckpointError(f"the checkpoint does not fit the model: {wrong}", where=where)
     with torch.no_grad():
         for name, value in expected.items():
             value.copy_(placed(tensors[name], value))

@@ -24,7 +24,7 @@ data
 messages options hookspecs registry registration builtins plugins recipe
 build initialise interop testing scaling planning
 training evaluation
-previews rundir trained starting stages run verify
+previews rundir trained starting finishing stages run verify
 cli
 """
 # The package's own face: names that load on first use, and the command for `python -m`.

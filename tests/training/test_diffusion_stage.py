@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ldmkit.errors import DataError, DivergedError
 from ldmkit.training.checkpoint import Checkpoints
-from ldmkit.training.diffusion import begin, split, train_diffusion, trainable, validation_loss
+from ldmkit.training.diffusion import VALIDATION, begin, split, train_diffusion, trainable, validation_loss
 from ldmkit.training.ema import averaged
+from ldmkit.training.feeding import held_out
 from ldmkit.training.log import Log, read
 from ldmkit.training.optim import Group
 from ldmkit.training.runtime import Runtime
@@ -49,24 +50,20 @@ def test_the_loss_goes_down_and_the_average_is_what_is_validated(toy: SimpleName
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     validations = [line["validation"] for line in lines if "validation" in line]
     assert validations[-1] < validations[0]
-    from ldmkit.training.diffusion import _held_out
-
-    held_out = list(_held_out(model, toy.data(), toy.settings(), 5))
+    samples = held_out(toy.data(), model.conditioners, most=VALIDATION, settings=toy.settings(), seed=5)
     with averaged(model, state.ema):
-        again = validation_loss(model, held_out, 5, Runtime())
+        again = validation_loss(model, samples, 5, Runtime())
     assert again == pytest.approx(validations[-1], rel=1e-4)
 
 
 def test_validation_is_the_same_number_for_the_same_weights(toy: SimpleNamespace) -> None:
-    from ldmkit.training.diffusion import _held_out
-
     model = toy.model()
-    held_out = list(_held_out(model, toy.data(), toy.settings(), 5))
+    samples = held_out(toy.data(), model.conditioners, most=VALIDATION, settings=toy.settings(), seed=5)
     torch.manual_seed(1)
-    first = validation_loss(model, held_out, 5, Runtime())
+    first = validation_loss(model, samples, 5, Runtime())
     torch.manual_seed(2)
-    assert validation_loss(model, held_out, 5, Runtime()) == first
-    assert validation_loss(model, held_out, 6, Runtime()) != first
+    assert validation_loss(model, samples, 5, Runtime()) == first
+    assert validation_loss(model, samples, 6, Runtime()) != first
 
 
 def test_one_gradient_that_is_not_finite_is_skipped_and_counted(toy: SimpleNamespace, tmp_path: Path) -> None:
@@ -182,7 +179,6 @@ def test_validation_spreads_its_timesteps_over_all_pictures(
 ) -> None:
     """One in every stratum of the distribution, whatever the batches are, and the strata of training on top of none."""
     from ldmkit.diffusion import TIMESTEP_SAMPLINGS
-    from ldmkit.training.diffusion import _held_out
 
     model = toy.model()
     model.diffusion.timestep_sampling = TIMESTEP_SAMPLINGS[sampling]()
@@ -194,12 +190,12 @@ def test_validation_spreads_its_timesteps_over_all_pictures(
         return forward(batch, draws)
 
     monkeypatch.setattr(model, "forward", watched)
-    held_out = list(_held_out(model, toy.data(), toy.settings(batch=5), 5))
-    first = validation_loss(model, held_out, 5, Runtime())
+    samples = held_out(toy.data(), model.conditioners, most=VALIDATION, settings=toy.settings(batch=5), seed=5)
+    first = validation_loss(model, samples, 5, Runtime())
     timesteps = torch.cat(seen)
     count = len(timesteps)
     assert torch.equal((timesteps.sort().values * count / 1000).floor(), torch.arange(count).float())
-    assert validation_loss(model, held_out, 5, Runtime()) == first
+    assert validation_loss(model, samples, 5, Runtime()) == first
 
 
 def test_a_rows_stratum_is_that_of_its_position(toy: SimpleNamespace) -> None:
