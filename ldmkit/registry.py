@@ -78,7 +78,9 @@ CONDITIONER = Kind(
 DATA_SOURCE = Kind(
     "data source",
     base="ldmkit.data:Source",
-    reserved=frozenset({"type", "crop", "flip", "views", "zoom", "portion", "resample", "buckets", "channels"}),
+    reserved=frozenset(
+        {"type", "crop", "flip", "views", "zoom", "portion", "resample", "jitter", "buckets", "channels"}
+    ),
     skipped=frozenset({"size"}),  # a source that draws its pictures gets the recipe's `data.size`
 )
 SAMPLER = Kind(

@@ -36,6 +36,7 @@ class NetworkOptions(TypedDict, total=False):
     dropout: float
     pad: bool
     groups: int | None
+    shortcut: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class NetworkConfig:
         dropout: in the residual blocks, 0 to 1.
         groups: of every group norm; default 32, or fewer where a level is narrower than 128 channels. Released and diffusers'
             models of any width need 32.
+        shortcut: a linear map beside encoder and decoder (`Encoder`), for short training on few pictures. No released model has
+            it.
         pad: accept image sizes that are no multiple of `downsample`, by padding on the right and at the bottom.
 
     Raises:
@@ -76,6 +79,7 @@ class NetworkConfig:
     dropout: float = 0.0
     pad: bool = False
     groups: int | None = None
+    shortcut: bool = False
 
     def __post_init__(self) -> None:
         if self.downsample not in MULTIPLIERS:

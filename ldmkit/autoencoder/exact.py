@@ -40,9 +40,11 @@ def exact_decode(
         tile: side of a tile's core in pixels, at every resolution; even.
     """
     decoder = autoencoder.decoder
-    x: Tensor = decoder.mid(decoder.conv_in(autoencoder.decoder_input(latents)))
+    z = autoencoder.decoder_input(latents)
+    x: Tensor = decoder.mid(decoder.conv_in(z))
     for segment in _decoder_segments(decoder):
         x = segment.run(x, tile)
+    x = decoder.add_shortcut(x, z)
     return x if size is None else x[..., : size[0], : size[1]]
 
 
@@ -57,10 +59,12 @@ def exact_encode(
         generators: as in `encode`.
         tile: side of a tile's core in pixels, at every resolution; even.
     """
-    encoder, x = autoencoder.encoder, autoencoder.fit(images)
+    encoder, fitted = autoencoder.encoder, autoencoder.fit(images)
+    x = fitted
     for segment in _encoder_segments(encoder):
         x = segment.run(x, tile)
-    return autoencoder.draw(autoencoder.posterior_from(encoder.head(encoder.mid(x))), generators)
+    features = encoder.add_shortcut(encoder.head(encoder.mid(x)), fitted)
+    return autoencoder.draw(autoencoder.posterior_from(features), generators)
 
 
 class _MeasuredError(Exception):

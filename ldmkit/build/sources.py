@@ -6,7 +6,7 @@ import inspect
 from functools import partial
 
 from ldmkit import plugins, random
-from ldmkit.data import Dataset, Source
+from ldmkit.data import Dataset, Jitter, Source
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 
@@ -32,8 +32,15 @@ def datasets(recipe: Recipe, registry: Registry | None = None) -> tuple[Dataset,
         resample=data.resample,
         aligned=aligned,
     )
-    train = cut(source.split("train"), flip=data.flip, views=data.views, buckets=data.buckets, seed=recipe.seed)
-    # Held-out pictures are seen in fixed views of one size, never mirrored.
+    train = cut(
+        source.split("train"),
+        flip=data.flip,
+        views=data.views,
+        jitter=None if data.jitter is None else Jitter(**data.jitter.model_dump()),
+        buckets=data.buckets,
+        seed=recipe.seed,
+    )
+    # Held-out pictures are seen in fixed views of one size and their own colours, never mirrored.
     seed = random.key(recipe.seed, "validation", 0)
     validation = cut(source.split("validation"), flip=False, views=data.views or 1, seed=seed)
     return train, validation

@@ -2,6 +2,7 @@
 
 from ldmkit.data.dataset import Dataset
 from ldmkit.data.examples import slot_fields
+from ldmkit.data.jitter import Jitter
 from ldmkit.data.loading import batches
 from ldmkit.data.order import AnyOrder, Order
 from ldmkit.data.sample import BadSampleError, Field, Info, MissingFieldError, Problem, Sample
@@ -13,6 +14,7 @@ __all__ = [
     "Dataset",
     "Field",
     "Info",
+    "Jitter",
     "Judge",
     "MissingFieldError",
     "Order",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldmkit.data.images import to_ids, to_rgb8, to_tensor
+from ldmkit.data.jitter import Jitter
 from ldmkit.data.sample import Field, Sample
 from ldmkit.data.source import Crop, Resample
 from ldmkit.data.view import Size, View, draw_view, sizes_differ
@@ -28,6 +30,7 @@ class Cutting:
     zoom: tuple[float, float] | None
     portion: tuple[float, float] | None
     resample: Resample
+    jitter: Jitter | None = None
 
 
 class Cut:
@@ -54,7 +57,13 @@ class Cut:
         )
 
     def picture(self) -> Tensor:
-        return self.view.image(self.image, self.cutting.channels)
+        return self.view.image(self.image, self.cutting.channels, self._coloured())
+
+    def _coloured(self) -> Callable[[Image.Image], Image.Image] | None:
+        if self.cutting.jitter is None:
+            return None
+        purpose, position = self.key
+        return partial(self.cutting.jitter.image, generator=generator(self.seed, f"{purpose}/jitter", position))
 
     def aligned(self, name: str, field: Field) -> Tensor | None:
         value = self.raw[name]

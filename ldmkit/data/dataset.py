@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ldmkit.data import buckets as shapes
 from ldmkit.data.cutting import Cut, Cutting, loose
+from ldmkit.data.jitter import Jitter
 from ldmkit.data.order import AnyOrder, BucketOrder, Order
 from ldmkit.data.sample import BadSampleError, Field, Problem, Sample
 from ldmkit.data.source import Crop, Resample, Shards, Source
@@ -31,6 +32,7 @@ class Dataset:
         zoom: (low, high), picture pixels per view pixel, log-uniform; None: the largest window that fits.
         portion: (low, high), the window's shorter side as a portion of the largest's, uniform; instead of `zoom`.
         resample: how a window is brought to its size: antialiased "bicubic", or "area", the mean over what a pixel covers.
+        jitter: the picture's colours, drawn for each view; fields that are aligned with it keep theirs.
         buckets: sizes (h, w) to be cut to instead of `size`: each picture to the nearest in aspect ratio. None: all to `size`.
         seed: of the views.
         aligned: fields that lie pixel on pixel with the image, besides all maps and boxes.
@@ -50,6 +52,7 @@ class Dataset:
         zoom: tuple[float, float] | None = None,
         portion: tuple[float, float] | None = None,
         resample: Resample = "bicubic",
+        jitter: Jitter | None = None,
         buckets: Sequence[Size] | None = None,
         seed: int = 0,
         aligned: frozenset[str] = frozenset(),
@@ -57,7 +60,7 @@ class Dataset:
         self.source, self.info = source, source.info()
         self.size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.channels = self.info.channels if channels is None else channels
-        self.cutting = Cutting(self.channels, crop, flip, zoom, portion, resample)
+        self.cutting = Cutting(self.channels, crop, flip, zoom, portion, resample, jitter)
         self.views, self.seed = views, seed
         self.buckets: tuple[Size, ...] = () if buckets is None else shapes.check(buckets)
         self.substituted: dict[Problem, None] = {}  # in the order found
@@ -99,7 +102,8 @@ class Dataset:
     def drawn(self) -> bool:
         """Whether the seed decides what is seen of a picture."""
         cutting = self.cutting
-        return cutting.flip or cutting.crop == "random" or cutting.zoom is not None or cutting.portion is not None
+        chosen = (cutting.zoom, cutting.portion, cutting.jitter)
+        return cutting.flip or cutting.crop == "random" or any(option is not None for option in chosen)
 
     @property
     def count(self) -> int | None:

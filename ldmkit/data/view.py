@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,16 @@ class View:
     flip: bool = False
     resample: Resample = "bicubic"
 
-    def image(self, image: Image.Image, channels: int | None = None) -> Tensor:
-        """A picture ("L" or "RGB") -> float (c, h, w) in [-1, 1], antialiased. `channels` 1 gives its luminance."""
+    def image(
+        self,
+        image: Image.Image,
+        channels: int | None = None,
+        coloured: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> Tensor:
+        """A picture ("L" or "RGB") -> float (c, h, w) in [-1, 1], antialiased. `channels` 1 gives its luminance.
+
+        `coloured` changes the colours of what was cut.
+        """
         height, width = self.size
         if self.resample == "area":
             cut = area_resized(image, self.size, self.window)
@@ -39,6 +48,8 @@ class View:
             cut = image.resize((width, height), Image.Resampling.BICUBIC, box=self.window)
         if channels is not None:
             cut = cut.convert("L" if channels == 1 else "RGB")
+        if coloured is not None:
+            cut = coloured(cut)
         return to_tensor(self._mirrored(cut))
 
     def ids(self, ids: NDArray[Any]) -> Tensor:

@@ -161,6 +161,8 @@ def _first_stage(autoencoder: Autoencoder) -> Json:
     _check_groups(autoencoder, "autoencoder")
     if config["attention"] and not config["middle_attention"]:
         raise refuse("its autoencoder attends at some levels and not in the middle")
+    if config["shortcut"]:
+        raise refuse("its autoencoder has a linear shortcut")
     kind = config["type"]
     network: Json = {
         "double_z": kind == "kl",

@@ -216,6 +216,8 @@ def autoencoder_to(model: Autoencoder) -> tuple[str, Json]:
         raise refuse(f"its autoencoder's first multiplier is {config['multipliers'][0]}; in diffusers it is 1")
     if config["attention_type"] == "linear":
         raise refuse("its autoencoder has linear attention")
+    if config["shortcut"]:
+        raise refuse("its autoencoder has a linear shortcut")
     scales = set(model.latent_scale.tolist())
     if len(scales) > 1 or bool(model.latent_shift.any()):
         raise refuse("its latents have a scale or shift of their own in each channel, which the pipelines do not apply")

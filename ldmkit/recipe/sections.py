@@ -30,6 +30,15 @@ class Init(Section):
     weights: Literal["ema", "raw"] = "ema"
 
 
+class Jitter(Section):
+    """Colours drawn for each view, as torchvision's `ColorJitter` counts: factors in [1 - x, 1 + x], hue in turns."""
+
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+
 class Data(Component):
     """Where samples come from (`type` names a data source) and how pictures are cut.
 
@@ -38,7 +47,8 @@ class Data(Component):
     A window is as large as fits; `zoom: [low, high]` draws its scale (picture pixels per pixel), `portion: [low, high]` its side
     as a portion of the largest. `portion: [0.5, 1.0]` with `crop: random`, `views: null` and `resample: area` is how the paper
     cuts super-resolution data. `buckets`: sizes [h, w]; each picture is trained on at the one nearest in aspect ratio, each batch
-    at one size. Held-out pictures are seen at `size`.
+    at one size. `jitter`: other colours than the pictures', for a source that has few. Held-out pictures are seen at `size`, in
+    their own colours.
     """
 
     type: str
@@ -50,6 +60,7 @@ class Data(Component):
     zoom: tuple[Above, Above] | None = None
     portion: tuple[Portion, Portion] | None = None
     resample: Literal["bicubic", "area"] = "bicubic"
+    jitter: Jitter | None = None
     buckets: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] | None = None
 
     @property
@@ -115,7 +126,10 @@ class Identity(AnyAutoencoder):
 
 
 class Convolutional(AnyAutoencoder):
-    """What VQ and KL autoencoders share."""
+    """What VQ and KL autoencoders share.
+
+    `shortcut`: a linear map beside encoder and decoder, for short training on few pictures.
+    """
 
     downsample: Literal[1, 2, 4, 8, 16, 32] = 4
     image_channels: Positive | None = None
@@ -130,6 +144,7 @@ class Convolutional(AnyAutoencoder):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     pad: bool = False
     groups: Positive | None = None
+    shortcut: bool = False
     loss: AutoencoderLoss = Field(default_factory=AutoencoderLoss)
 
     @property

@@ -6,8 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldmkit.recipe.base import Above, Count, NotNegative, PerLevel, Positive, Section, Share
+from ldmkit.recipe.base import Above, Count, NotNegative, PerLevel, Positive, Section
 
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Width = Annotated[float, Field(gt=0.0, lt=0.2886)]  # 1 / sqrt(12): the width of a flat average over all steps
 
 
@@ -61,12 +62,12 @@ class Train(Section):
     lr: Above = 1e-3
     scale_lr: bool = False
     optimizer: Literal["adamw", "adam", "adamw-8bit"] = "adamw"
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: NotNegative | None = 0.01
     warmup: Count = 0
     decay: Literal["constant", "linear", "cosine"] = "constant"
     lr_schedule: LambdaSchedule | None = None
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = 0.9999
+    ema: Decay | None = 0.9999
     post_hoc: PostHoc | None = None
     clip: Above | None = 1.0
     accumulate: Positive = 1
@@ -99,10 +100,19 @@ class AutoencoderTrain(Train):
     """
 
     crop: Positive | None = None
-    betas: tuple[Share, Share] = (0.5, 0.9)
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
     weight_decay: NotNegative | None = 0.0
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    ema: Decay | None = None
     post_hoc: None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.accumulate > 1:
+            raise ValueError(
+                "the autoencoder's stage takes each batch whole: the adversarial weight and the codes in use are those of all "
+                "its pictures; leave accumulate out, and take a smaller batch or crop, or more processes"
+            )
+        return self
 
 
 class Runtime(Section):
@@ -110,7 +120,9 @@ class Runtime(Section):
 
     `tf32`: matrix products of a CUDA device in TensorFloat-32. `channels_last`: convolutions see their channels last in memory.
     `checkpointing`: the denoiser's activations are computed again in the backward pass: less memory, about a third more time.
+    `deterministic`: a CUDA device gives the same bits in every run, for some of its speed; a CPU does so anyway.
     `distributed`: what several processes hold: `ddp` a copy each, `fsdp` a shard each of the diffusion model; `auto` is `ddp`.
+    `workers`: processes that read and prepare data; 0 is none, `auto` one for each core beside the first, at most 2.
     `worker_timeout`: seconds without a batch after which a data worker counts as hung.
     `trackers`: where the numbers go besides `metrics.jsonl` and TensorBoard: wandb, mlflow, trackio, whatever Accelerate has.
     """
@@ -121,8 +133,9 @@ class Runtime(Section):
     channels_last: bool = False
     compile: bool = False
     checkpointing: bool = False
+    deterministic: bool = False
     distributed: Literal["auto", "ddp", "fsdp"] = "auto"
-    workers: Count = 0
+    workers: Count | Literal["auto"] = 0
     worker_timeout: Positive = 300
     threads: Positive | None = None
     cache: str = "auto"

@@ -104,6 +104,35 @@ def test_convolutional_without_attention_is_the_default():
     assert not [key for key in make("kl", channels=32).state_dict() if "attn" in key]
 
 
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_the_shortcut_is_a_linear_code_of_the_pixels_under_each_latent(kind: str):
+    """With nothing added by the convolutions and a basis of the 2 x 2 pixels as the code, images come back as they were."""
+    options = {"codebook": 4} if kind == "vq" else {}
+    torch.manual_seed(0)
+    model = make(kind, downsample=2, channels=8, blocks=1, latent_channels=12, shortcut=True, **options).double().eval()
+    basis = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64))[0]
+    with torch.no_grad():
+        for layer in (model.encoder.conv_out, model.decoder.conv_out):
+            torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+        for layer, weight in ((model.encoder.shortcut, basis), (model.decoder.shortcut, basis.T)):
+            layer.weight.copy_(weight[..., None, None]), torch.nn.init.zeros_(layer.bias)
+        for layer in (model.quant_conv, model.post_quant_conv):
+            layer.weight.copy_(torch.eye(layer.weight.shape[0])[..., None, None]), torch.nn.init.zeros_(layer.bias)
+        images = torch.rand(2, 3, 16, 24, dtype=torch.float64) * 2 - 1
+        latents = model.encode(images)
+        # The pixels of a 2 x 2 square, colour by colour, row by row.
+        square = images[1, :, 4:6, 8:10].reshape(12)
+        torch.testing.assert_close(latents[1, :, 2, 4], basis @ square)
+        if kind == "kl":
+            torch.testing.assert_close(model.decode(latents), images)
+
+
+def test_without_the_shortcut_the_names_are_the_released_ones():
+    plain, short = (make("kl", channels=8, blocks=1, shortcut=on).state_dict() for on in (False, True))
+    added = {f"{side}.shortcut.{name}" for side in ("encoder", "decoder") for name in ("weight", "bias")}
+    assert set(short) - set(plain) == added
+
+
 @pytest.mark.parametrize("attention_type", ["vanilla", "linear"])
 @pytest.mark.parametrize("downsample", [1, 2, 4, 8, 16, 32])
 def test_every_downsampling_and_attention(downsample, attention_type):

@@ -37,6 +37,7 @@ def picture(height, width, count=2):
         ("kl", {"downsample": 8, "multipliers": (1, 1, 2, 2)}),
         ("kl", {"downsample": 4, "blocks": 2, "resolution": 64, "attention": (16, 32)}),
         ("vq", {"downsample": 4, "codebook": 8}),
+        ("kl", {"downsample": 4, "shortcut": True}),
     ],
 )
 @pytest.mark.parametrize("tile", [16, 26])

@@ -234,6 +234,7 @@ def test_unets_that_diffusers_cannot_represent_are_refused(tmp_path, options, re
     [
         ({"type": "kl", "downsample": 4, "multipliers": (2, 2, 2)}, "multiplier"),
         ({"type": "kl", "downsample": 4, "middle_attention": True, "attention_type": "linear"}, "linear attention"),
+        ({"type": "kl", "downsample": 4, "shortcut": True}, "linear shortcut"),
     ],
 )
 def test_autoencoders_that_diffusers_cannot_represent_are_refused(tmp_path, options, reason):
