@@ -70,16 +70,26 @@ class Shaped(Protocol):
 
     @property
     def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> Any: ...
 
 
 def tensor_differences(expected: Mapping[str, Shaped], given: Mapping[str, Shaped]) -> str:
-    """Names and shapes of `given` that are not those a model expects, the first five of them; empty where all fit."""
+    """Names, shapes and kinds of numbers of `given` that are not those a model expects, the first five; empty where all fit.
+
+    Floating-point numbers of any precision are of one kind: a copy rounds them, and makes no nonsense of them.
+    """
     wrong = [f"{name} is missing" for name in expected if name not in given]
     wrong += [f"{name} is not in the model" for name in given if name not in expected]
     wrong += [
         f"{name} is {tuple(given[name].shape)}, the model has {tuple(value.shape)}"
         for name, value in expected.items()
         if name in given and tuple(given[name].shape) != tuple(value.shape)
+    ]
+    wrong += [
+        f"{name} holds {given[name].dtype}, the model {value.dtype}"
+        for name, value in expected.items()
+        if name in given and given[name].dtype.is_floating_point != value.dtype.is_floating_point
     ]
     return "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +14,17 @@ from torch import Tensor, UntypedStorage, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldmkit import scaling
-from ldmkit.build import build, fit
+from ldmkit.build import build, datasets, fit
 from ldmkit.scaling import Share
 
 if TYPE_CHECKING:
+    from ldmkit.conditioning import Tensors
     from ldmkit.latent_diffusion import LatentDiffusion
     from ldmkit.plugins import Registry
     from ldmkit.recipe import Recipe, Train
+
+
+SOUGHT = 16  # samples among which one with every condition is looked for
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training. `memory` in bytes: weights, gradients, Adam's moments, average, activations of a batch in fp32."""
+    """One stage of training. `memory` in bytes: weights, gradients, Adam's moments, averages, activations of a batch in fp32."""
 
     name: str
     steps: int
@@ -54,6 +60,7 @@ class Plan:
     parts: tuple[Part, ...]
     stages: tuple[Stage, ...]
     shares: tuple[Share, ...] = ()  # of the diffusion stage, one for each number of GPUs asked for
+    uncounted: tuple[str, ...] = ()  # slots of which neither FLOPs nor activations could be counted
 
     @property
     def parameters(self) -> int:
@@ -73,6 +80,10 @@ def plan(recipe: Recipe, registry: Registry, gpus: Sequence[int] = ()) -> Plan:
     recipe = fit(recipe.validate_components(registry), registry)
     with torch.device("meta"):
         model = build(recipe, registry)
+    for slot, section in recipe.conditioners.items():
+        if section.freeze is True:
+            model.conditioners[slot].requires_grad_(False)
+    asked = _asked(model, recipe, registry)
     model.autoencoder.requires_grad_(True)  # as in its own stage
     height, width = recipe.data.shape
     latent = model.latent_shape((height, width))
@@ -83,15 +94,19 @@ def plan(recipe: Recipe, registry: Registry, gpus: Sequence[int] = ()) -> Plan:
     for slot, conditioner in model.conditioners.items():
         ports = {port: size for port, size in vars(conditioner.emits).items() if size and port != "length"}
         output = ", ".join(f"{port} {size}" for port, size in ports.items())
-        parts.append(Part(slot, recipe.conditioners[slot].type, output, *_counted(conditioner)))
+        flops = None if (own := asked[slot]) is None else own.flops
+        parts.append(Part(slot, recipe.conditioners[slot].type, output, *_counted(conditioner), flops))
     parts.append(Part("denoiser", recipe.denoiser.type, _shape(latent), *_counted(model.denoiser), second.flops))
+    second = sum((own for slot, own in asked.items() if own is not None and _trained(model.conditioners[slot])), second)
     stages = []
     if recipe.autoencoder.train is not None:
         stages.append(_stage("autoencoder", recipe.autoencoder.train, [model.autoencoder], first))
-    stages.append(_stage("diffusion", recipe.train, [model.denoiser, model.conditioners], second))
+    model.autoencoder.requires_grad_(False)
+    stages.append(_stage("diffusion", recipe.train, [model], second))
     load = scaling.load(model, recipe, activations=second.activations, latent=4 * math.prod(latent), flops=second.flops)
     shares = tuple(scaling.share(load, recipe, count) for count in gpus)
-    return Plan(recipe.name, (height, width), latent, tuple(parts), tuple(stages), shares)
+    uncounted = tuple(slot for slot, own in asked.items() if own is None)
+    return Plan(recipe.name, (height, width), latent, tuple(parts), tuple(stages), shares, uncounted)
 
 
 @dataclass(frozen=True)
@@ -99,8 +114,11 @@ class _Measure:
     flops: int
     activations: int  # bytes kept for the backward pass, one image
 
+    def __add__(self, other: _Measure) -> _Measure:
+        return _Measure(self.flops + other.flops, self.activations + other.activations)
 
-def _measured(forward: Callable[[], Tensor], *checkpointed: nn.Module) -> _Measure:
+
+def _measured(forward: Callable[[], object], *checkpointed: nn.Module) -> _Measure:
     """FLOPs of a forward pass, and the bytes that autograd keeps of it.
 
     Of `checkpointed` blocks the inputs are kept, and all of the one that costs most, while it is computed again.
@@ -146,6 +164,36 @@ def _blocks(model: LatentDiffusion, recipe: Recipe) -> list[nn.Module]:
     return [block for stage in stages for block in stage.children()]
 
 
+def _asked(model: LatentDiffusion, recipe: Recipe, registry: Registry) -> dict[str, _Measure | None]:
+    """What each slot computes and keeps for the condition of one sample; None where that cannot be counted without its weights.
+
+    Conditions are prepared from the data, of which one sample is read. A conditioner is anybody's code: on meta tensors it may
+    fail at whatever looks at a number.
+    """
+    found: dict[str, _Measure | None] = dict.fromkeys(model.conditioners)
+    canvas = model.canvas(recipe.data.shape)
+    for slot, prepared in _prepared(model, recipe, registry).items():
+        moved = {name: value.to("meta") for name, value in prepared.items()}
+        with suppress(Exception):
+            found[slot] = _measured(partial(model.conditioners[slot], moved, canvas))
+    return found
+
+
+def _prepared(model: LatentDiffusion, recipe: Recipe, registry: Registry) -> dict[str, Tensors]:
+    """Each slot's condition of a sample that has one; a batch of one row."""
+    found: dict[str, Tensors] = {}
+    with suppress(
+        Exception
+    ):  # data that are elsewhere, and slots that cannot prepare: it is said that these are not counted
+        data, _ = datasets(recipe, registry)
+        for item in range(min(SOUGHT, data.count or SOUGHT)):
+            batch = model.batch([data.sample(item)])
+            found = {slot: own for slot, own in batch.prepared.items() if own is not None} | found
+            if len(found) == len(model.conditioners):
+                break
+    return found
+
+
 def _denoised(model: LatentDiffusion, latent: tuple[int, int, int]) -> Tensor:
     """A forward pass of the UNet with every port at its full width."""
     emits = [conditioner.emits for conditioner in model.conditioners.values()]
@@ -175,13 +223,16 @@ def _counted(module: nn.Module) -> tuple[int, int]:
     return sum(value.numel() for value in parameters.values()), sum(trained)
 
 
+def _trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def _stage(name: str, settings: Train, modules: list[nn.Module], measure: _Measure) -> Stage:
-    """A backward pass costs twice a forward pass, hence the 3. In fp32: weights, gradients, two moments, and the average."""
-    weights = 4 * sum(value.numel() for module in modules for value in module.parameters())
-    copies = 4 + (settings.ema is not None)
+    """A backward pass costs twice a forward pass, hence the 3. In fp32; what is frozen is held once."""
+    weights = scaling.held((parameter for module in modules for parameter in module.parameters()), settings)
     rows = -(-settings.batch // settings.accumulate)
-    flops = 3 * measure.flops * settings.batch * settings.steps
-    return Stage(name, settings.steps, settings.batch, flops, copies * weights + rows * measure.activations)
+    flops = scaling.BACKWARD * measure.flops * settings.batch * settings.steps
+    return Stage(name, settings.steps, settings.batch, flops, weights + rows * measure.activations)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -77,5 +77,6 @@ class Previews:
             shutil.copyfile(self.folder / "latest.png", kept)
             if self.log is not None:
                 self.log.picture(step, page, kept)
-        except OSError:  # a full disk shows itself at the next checkpoint
-            return
+        except OSError as error:  # a full disk ends the run at the next checkpoint
+            if self.log is not None:
+                self.log.trouble("a sheet of samples", error)

@@ -206,7 +206,10 @@ class _Work:
             return
         done = result.recipe.train.steps
         self.directory.write_status("finished", stage=None, exit_code=0, done=done, seconds=seconds)
-        _report(result.path)
+        try:
+            _report(result.path)
+        except OSError as error:  # all that matters is on the disk
+            screen.note(f"warning: could not write the report ({error}); `ldmkit report {result.path}` does")
         self.registry.run_finished(result, None)
         _say_end(screen, result, lines, seconds)
 

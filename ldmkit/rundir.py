@@ -6,24 +6,23 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 
 from ldmkit.errors import LdmkitError, RecipeError, ResourceError
+from ldmkit.training.lock import Lock, unwritable
+from ldmkit.training.lock import now as now  # the time in every file of a run
 
-if sys.platform != "win32":
-    import fcntl
-
-RECIPE, STATUS, LOCK = "recipe.resolved.yaml", "status.json", ".lock"
+RECIPE, STATUS, CHECKPOINTS = "recipe.resolved.yaml", "status.json", "checkpoints"
+TEMPORARY, ASIDE = ".tmp-", ".model-*"  # files that are being written, and the directory that becomes ``model``
 State = Literal["running", "interrupted", "failed", "finished"]
 PACKAGES = ("ldmkit", "torch", "numpy", "pillow", "safetensors", "lpips", "timm", "transformers", "scipy")
 
@@ -67,78 +66,83 @@ class RunDirectory:
     def __init__(self, path: Path, *, fresh: bool = False, holder: bool = True) -> None:
         self.path, self.fresh, self.holder = path, fresh, holder
         self.moved: Path | None = None  # where `fresh` put the old run
-        self._lock: IO[str] | None = None
-        self._marker: Path | None = None
+        self._lock = Lock(path)
         self._status: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if not self.holder:
             return self
-        self._acquire()
-        if self.fresh and self.recipe() is not None:
-            self.moved = next(p for p in _numbered(self.path) if not p.exists())
-            self._release()
-            os.rename(self.path, self.moved)
-            self._acquire()
+        self._lock.acquire()
+        if self.fresh and any((self.path / name).exists() for name in (RECIPE, STATUS, CHECKPOINTS)):
+            self._lock.release()
+            self.moved = self._move_away()
+            self._lock.acquire()
+        self._sweep()
         self._status = self.status()
         return self
+
+    def _move_away(self) -> Path:
+        moved = next(p for p in _numbered(self.path) if not p.exists())
+        try:
+            os.rename(self.path, moved)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot rename {self.path} to {moved}: {error.strerror or error}",
+                hint="a directory that is mounted cannot be renamed: give another one with --out DIR",
+            ) from error
+        return moved
+
+    def _sweep(self) -> None:
+        """Removes what a process that died had begun to write; whoever holds the lock is the only one that writes here."""
+        for path in [*self.path.glob(f"{TEMPORARY}*"), *self.path.glob(f"samples/{TEMPORARY}*")]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for path in self.path.glob(ASIDE):
+            shutil.rmtree(path, ignore_errors=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
-
-    def _acquire(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held while the run lasts
-        except OSError as error:
-            raise ResourceError(
-                f"cannot write to {self.path}: {error.strerror or error}",
-                hint="choose a place that can be written with --out DIR",
-            ) from error
-        try:
-            if not _flock(self._lock, self.path):
-                self._marker = _exclusive(self.path / f"{LOCK}.pid")
-        except ResourceError:
-            self._release()
-            raise
-        self._lock.truncate(0)
-        self._lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
-        self._lock.flush()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()  # which lets go of the lock
-            self._lock = None
-        if self._marker is not None:
-            self._marker.unlink(missing_ok=True)
-            self._marker = None
+        self._lock.release()
 
     # what it was made with
 
     def recipe(self) -> dict[str, Any] | None:
-        """The resolved recipe that the run was started with, or None for a new directory."""
+        """The resolved recipe that the run was started with, or None for a new directory.
+
+        Raises:
+            RecipeError: the file is there, and is none.
+        """
         path = self.path / RECIPE
         if not path.is_file():
             return None
         try:
             loaded = yaml.safe_load(path.read_text("utf-8"))
+            if not isinstance(loaded, dict):
+                raise ValueError("it holds no keys")
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise RecipeError(
                 f"{path} is unreadable: {error}", hint="start anew with --fresh, which renames this directory"
             ) from error
-        return loaded if isinstance(loaded, dict) else None
+        return loaded
 
     def write_recipe(self, text: str) -> None:
-        """Replaces the resolved recipe."""
-        if self.holder:
+        """Replaces the resolved recipe.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        if not self.holder:
+            return
+        try:
             _replace(self.path / RECIPE, text)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     @property
     def begun(self) -> bool:
         """Whether anything was trained here. Until then a recipe may still be mended, its path to the data say."""
-        folder = self.path / "checkpoints"
+        folder = self.path / CHECKPOINTS
         return folder.is_dir() and any(folder.iterdir())
 
     def check(self, resolved: Mapping[str, Any]) -> list[Difference]:
@@ -231,47 +235,6 @@ def versions(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**found, **(extra or {})}
 
 
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _flock(file: IO[str], path: Path) -> bool:
-    """Locks the file; False where the file system has no locks."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise _in_use(path, file.read()) from None
-    except OSError:  # ENOLCK on some network file systems
-        return False
-    return True
-
-
-def _exclusive(marker: Path) -> Path:
-    try:
-        descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        raise _in_use(marker.parent, marker.read_text("utf-8"), f"; if it is gone, delete {marker}") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
-    print(f"warning: {marker.parent} has no file locks; {marker.name} stands in", file=sys.stderr)
-    return marker
-
-
-def _in_use(path: Path, holder: str, more: str = "") -> ResourceError:
-    try:
-        about = json.loads(holder)
-        who = f"process {about['pid']} on {about['host']} since {about['since']}"
-    except (ValueError, KeyError, TypeError):
-        who = "another process"
-    return ResourceError(
-        f"{path} is in use by {who}{more}", hint="wait for it, or give another directory with --out DIR"
-    )
-
-
 def _numbered(path: Path) -> Iterator[Path]:
     number = 1
     while True:
@@ -280,12 +243,16 @@ def _numbered(path: Path) -> Iterator[Path]:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:

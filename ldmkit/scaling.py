@@ -6,6 +6,7 @@ all-gather or a reduce-scatter of a tensor passes on (n - 1) / n of its bytes, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from ldmkit.latent_diffusion import LatentDiffusion
-    from ldmkit.recipe import Recipe
+    from ldmkit.recipe import Recipe, Train
 
 FLOAT = 4  # bytes
 MOMENTS = {
@@ -37,9 +38,9 @@ class Load:
         root, root_trained: of those above (all, and the trained ones) that shards gather for a whole step: everything but the
             UNet's stages.
         stage: of the UNet's largest stage.
-        activations: bytes that the backward pass of one picture needs of the UNet, in float32.
+        activations: bytes that the backward pass of one picture needs of the UNet and of trained conditioners, in float32.
         latent: bytes of one picture's latent.
-        flops: of the UNet's forward pass of one picture.
+        flops: of their forward pass of one picture.
     """
 
     trained: int
@@ -114,6 +115,13 @@ def load(model: LatentDiffusion, recipe: Recipe, *, activations: int, latent: in
         latent=latent,
         flops=flops,
     )
+
+
+def held(parameters: Iterable[nn.Parameter], settings: Train) -> int:
+    """Bytes of weights, and of gradients, moments and averages of those that are trained, on one device."""
+    averages = (settings.ema is not None) + 2 * (settings.post_hoc is not None)
+    trained = 2 * FLOAT + MOMENTS[settings.optimizer] + FLOAT * averages
+    return sum(p.numel() * (trained if p.requires_grad else FLOAT) for p in parameters)
 
 
 def share(load: Load, recipe: Recipe, gpus: int) -> Share:

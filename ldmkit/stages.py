@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from ldmkit.training.memory import Remembered
 from ldmkit.training.opening import announce
 from ldmkit.training.optim import Group
 from ldmkit.training.probe import probe
+from ldmkit.training.publish import checksum
 from ldmkit.training.ranks import Ranks
 from ldmkit.training.state import TrainingState
 from ldmkit.training.stop import Stop
@@ -73,6 +75,7 @@ class Stages:
             workers=section.workers,
             worker_timeout=section.worker_timeout,
             threads=section.threads,
+            deterministic=section.deterministic,
         )
 
     @cached_property
@@ -119,6 +122,7 @@ class Stages:
     def execute(self) -> Results:
         """Everything that is not done yet."""
         self.ranks.check(self.stop)
+        _ = self.runtime  # a device that is not there is said before the data are read
         with self.log:
             return self._execute()
 
@@ -269,7 +273,10 @@ class Stages:
 
     @property
     def _caching(self) -> Caching:
-        folder, content = self.directory.path, self.facts["data"]
+        origin = self.registry.data_sources.entry(self.recipe.data.type).origin
+        # A source's plugin may make other pictures of the same files; one in a file has no version but its content.
+        file = "" if origin.file is None else checksum(Path(origin.file))
+        folder, content = self.directory.path, f"{self.facts['data']} {origin} {file}"
         return Caching(self.recipe, folder, content, self.runtime, self.console, self.stop, self.ranks)
 
     def _calibrate(self, model: LatentDiffusion, train: Dataset, cache: latents.LatentCache | None) -> None:

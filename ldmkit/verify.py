@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldmkit import plugins
-from ldmkit.errors import CheckpointError, UsageError
+from ldmkit.errors import CheckpointError, ResourceError, UsageError
 from ldmkit.hookspecs import hookimpl
 from ldmkit.recipe import Recipe
 from ldmkit.training.console import Console
@@ -70,6 +71,7 @@ def verify_resume(
     Raises:
         UsageError: k is not between 1 and n - 1, or the data come through a shuffle buffer that no checkpoint can hold.
         CheckpointError: a process ended otherwise than planned; what it said is in the message.
+        ResourceError: there is no place for the two runs.
     """
     if not 1 <= k < n:
         raise UsageError(f"k is {k} and n is {n}; k lies between 1 and n - 1")
@@ -83,9 +85,7 @@ def verify_resume(
             hint="leave data.shuffle_buffer out; shards in a drawn order and a permutation inside them resume exactly",
         )
     console = console or Console(enabled=False)
-    with tempfile.TemporaryDirectory(prefix="ldmkit-verify-") as temporary:
-        place = folder or Path(temporary)
-        place.mkdir(parents=True, exist_ok=True)
+    with _place(folder) as place:
         file = place / "recipe.json"
         fitted = fit(recipe, registry)
         file.write_text(json.dumps(shortened(fitted, n, k, place).resolved(redact=False)), "utf-8")
@@ -100,10 +100,31 @@ def verify_resume(
         return Verification(n, k, compared, _first(place / "whole", place / "parts", compared))
 
 
+@contextmanager
+def _place(folder: Path | None) -> Iterator[Path]:
+    """The folder, or one that is gone in the end."""
+    try:
+        if folder is None:
+            temporary = tempfile.TemporaryDirectory(prefix="ldmkit-verify-")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"no directory can be made for the two runs: {error.strerror or error}",
+            hint="name a place with room in the variable TMPDIR",
+        ) from error
+    if folder is not None:
+        yield folder
+        return
+    with temporary as path:
+        yield Path(path)
+
+
 def shortened(recipe: Recipe, n: int, k: int, folder: Path | None = None) -> Recipe:
     """The recipe with `n` steps of each stage, a checkpoint every `k`, and as little besides as can be.
 
-    Latents that are cached are encoded once for both runs, in `folder`.
+    What begins later than that (the adversarial game, a slot that is frozen at first, codes that are revived) begins before the
+    kill, so that its state is compared too. Latents that are cached are encoded once for both runs, in `folder`.
     """
     changes: dict[str, Any] = {"evaluate": [], "sample.count": 2, "sample.steps": 1}
     changes |= {"runtime.threads": 1, "runtime.trackers": []}
@@ -114,7 +135,17 @@ def shortened(recipe: Recipe, n: int, k: int, folder: Path | None = None) -> Rec
         intervals = {"checkpoint_every": k, "log_every": 1, "sample_every": 10**9, "validate_every": 10**9}
         for key, value in {"steps": n, **intervals}.items():
             changes[f"{section}.{key}"] = value
-    return recipe.updated(changes)
+    return recipe.updated(changes | _brought_forward(recipe.resolved(redact=False), k))
+
+
+def _brought_forward(resolved: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """What waits for a later step, to be begun in step `k` at the latest."""
+    own = resolved["autoencoder"]
+    game = (own.get("loss") or {}).get("adversarial") or {}
+    waits = {"autoencoder.loss.adversarial.start": game.get("start"), "autoencoder.revive": own.get("revive")}
+    waits |= {f"conditioners.{name}.freeze": slot.get("freeze") for name, slot in resolved["conditioners"].items()}
+    found = {key: step for key, step in waits.items() if isinstance(step, int) and not isinstance(step, bool)}
+    return {key: max(k - 1, 1) if key.endswith("revive") else k - 1 for key, step in found.items() if step >= k}
 
 
 def _process(file: Path, out: Path, plugin_files: Sequence[str], die: tuple[str, int] | None) -> None:

@@ -101,8 +101,11 @@ class Quantizer(nn.Module):
         return codes  # type: ignore[no-any-return]
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantise (b, c, h, w) for training: codes, their indices and the loss terms; in train mode also the upkeep."""
-        indices = self.indices(latents)
+        """Quantise (b, c, h, w) for training: codes, their indices and the loss terms; in train mode also the upkeep.
+
+        Latents that are not finite give a loss that is not, and leave the codebook as it is: the training loop skips the update.
+        """
+        indices = self.indices(torch.nan_to_num(latents.detach(), 0.0, 0.0, 0.0) if self.training else latents)
         codes = self.embedding(indices).movedim(-1, 1)
         terms = {"codebook": self._loss(latents, codes)}
         counts = (
@@ -136,9 +139,12 @@ class Quantizer(nn.Module):
 
     def _average(self, rows: Tensor, indices: Tensor, counts: Tensor, decay: float) -> None:
         """Eq. 6 to 8 of arXiv 1711.00937, appendix A.1."""
-        sums = torch.zeros_like(self.total).index_add_(0, indices, rows.to(self.total))
-        self.count.lerp_(counts.to(self.count), 1 - decay)
-        self.total.lerp_(over_ranks.total(sums), 1 - decay)
+        sums = over_ranks.total(torch.zeros_like(self.total).index_add_(0, indices, rows.to(self.total)))
+        share = torch.isfinite(sums).all().to(sums) * (
+            1 - decay
+        )  # 0 for a spoilt batch, without waiting for the device
+        self.count.lerp_(counts.to(self.count), share)
+        self.total.lerp_(sums.nan_to_num(0.0, 0.0, 0.0), share)
         averages = self.total / self.count.clamp_min(LEAST_COUNT).unsqueeze(1)
         kept = (self.count < LEAST_COUNT).unsqueeze(1)
         self.embedding.weight.copy_(torch.where(kept, self.embedding.weight, averages))
@@ -153,6 +159,7 @@ class Quantizer(nn.Module):
             dead = dead[: len(rows)]
             chosen = torch.randperm(len(rows), generator=generator(0, "revive", int(self.steps)))[: len(dead)]
             places = rows[chosen.to(rows.device)].to(self.embedding.weight)
+            places = torch.where(places.isfinite().all(dim=1, keepdim=True), places, self.embedding.weight[dead])
             self.embedding.weight[dead] = places
             self.idle[dead] = 0
             if self.ema is not None:

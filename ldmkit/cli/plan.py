@@ -42,9 +42,13 @@ def command(
     console.print(f"{found.name}: images {found.size[0]}x{found.size[1]}, {_short(found.parameters)} parameters")
     for table in _tables(found, lines=console.is_terminal):
         console.print(table)
-    console.print("FLOPs of UNet and autoencoder, forward and backward; memory in fp32, without torch's own.")
+    console.print("FLOPs forward and backward; memory in fp32, without torch's own and the networks of a loss.")
     if found.shares:
         _print_shares(found)
+    if found.uncounted:
+        console.print(
+            f"Not counted: what {', '.join(found.uncounted)} compute and keep; the data are not here, or it needs the weights."
+        )
 
 
 def _tables(found: Plan, *, lines: bool) -> list[Table]:
@@ -71,9 +75,7 @@ def _print_shares(found: Plan) -> None:
         for what, holding in (("copies", share.copies), ("shards", share.shards)):
             sizes = [*(getattr(holding, name) for name in names), holding.memory, holding.sent]
             rows.append([share.gpus, what, f"{share.rows:.4g}", *map(_size, sizes), _short(share.flops)])
-    click.echo(
-        "\nOne of several GPUs, with copies of the diffusion model (ddp) or shards (fsdp); activations of the UNet alone\n"
-    )
+    click.echo("\nOne of several GPUs, with copies of the diffusion model (ddp) or shards (fsdp)\n")
     echo_table(["GPUs", "with", "pictures", *names, "in all", "sent a step", "FLOPs a step"], rows)
     for share in found.shares:
         if not share.equal:

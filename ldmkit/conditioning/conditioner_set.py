@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldmkit.conditioning.conditioner import Conditioner
 from ldmkit.conditioning.dropout import Dropout
-from ldmkit.conditioning.examination import Examiner, called, check_tensors
+from ldmkit.conditioning.examination import Examiner, called, check_shapes, check_tensors
 from ldmkit.conditioning.stored_null import StoredNull
 from ldmkit.conditioning.types import Batch, Canvas, Conditioning, Tensors, pad_tokens
 from ldmkit.errors import UsageError
@@ -149,6 +149,8 @@ class ConditionerSet(nn.Module):
         who = self.examiner(slot).who
         for row in rows:
             check_tensors(who, "prepared", row)
+        if type(self[slot]).collate is Conditioner.collate:
+            check_shapes(who, rows)
         found = called(who, "collate", lambda: self[slot].collate(rows))
         check_tensors(who, "collated", found)
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -229,6 +229,20 @@ def check_tensors(who: str, did: str, value: Any) -> None:
             f"{who} {did} {_kinds(value)}; expected a dict of tensors",
             hint='return {"depth": depth} from `prepare` and `from_user`, and the same names, rows first, from `collate`',
         )
+
+
+def check_shapes(who: str, rows: Sequence[Mapping[str, Tensor]]) -> None:
+    """Raises `PluginError` where prepared rows cannot be stacked: one has other names, or a tensor of another shape."""
+    first = {name: tuple(value.shape) for name, value in rows[0].items()}
+    for position, row in enumerate(rows):
+        own = {name: tuple(value.shape) for name, value in row.items()}
+        if own != first:
+            unlike = next(name for name in (*first, *own) if own.get(name) != first.get(name))
+            raise PluginError(
+                f"{who} prepared {unlike} with the shape {_shape(first.get(unlike))} for the first sample of a batch and "
+                f"{_shape(own.get(unlike))} for number {position + 1}: they cannot be stacked",
+                hint="give all samples one shape in `prepare`, or pad them in `collate`: ldmkit.pad_stack",
+            )
 
 
 def described(conditioner: Conditioner, origin: str = "") -> str:

@@ -96,7 +96,7 @@ def sheet(examples: Sequence[Example], *, title: str = "", columns: int | None =
 def save(image: Image.Image, path: Path) -> None:
     """Writes a PNG in one piece, so that a viewer that watches the file never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     image.save(temporary, format="PNG", optimize=True)
     temporary.replace(path)
 

@@ -126,7 +126,7 @@ class Results:
     def save(self, path: Path) -> None:
         """Writes `path` in one piece: a reader sees the old file or the new one."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(path)
 

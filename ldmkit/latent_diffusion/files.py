@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldmkit.conditioning import StoredNull
-from ldmkit.errors import CheckpointError
+from ldmkit.errors import CheckpointError, ResourceError
 
 if TYPE_CHECKING:
     from ldmkit.latent_diffusion.model import LatentDiffusion
@@ -26,13 +26,15 @@ CONFIG, WEIGHTS, RAW, NULLS = "config.json", "model.safetensors", "raw.safetenso
 
 
 def write(model: LatentDiffusion, path: Path, raw: Mapping[str, Tensor] | None = None) -> Path:
-    """The model in a new directory, written aside and renamed, so that no half of it is ever seen."""
+    """The model in a new directory, written aside and renamed, so that no half of it is ever seen.
+
+    Raises CheckpointError where something is there already, ResourceError where it cannot be written.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists already", hint="choose a new directory; nothing was written")
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}-{uuid4().hex[:8]}"
-    aside.mkdir()
     try:
+        aside.mkdir(parents=True)
         config = json.dumps({"format": FORMAT, **model.config}, indent=2, ensure_ascii=False)
         (aside / CONFIG).write_text(config + "\n", encoding="utf-8")
         save_file(_plain({**model.state_dict(), **_left_out(model)}), aside / WEIGHTS, metadata={"format": "pt"})
@@ -44,6 +46,11 @@ def write(model: LatentDiffusion, path: Path, raw: Mapping[str, Tensor] | None =
         if path.exists():
             path.rmdir()
         os.replace(aside, path)
+    except (OSError, SafetensorError) as error:  # the second is what safetensors says of a full disk
+        raise ResourceError(
+            f"the model cannot be written to {path}: {str(error).strip() or type(error).__name__}",
+            hint="make room, or choose a place that can be written; nothing is there now",
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return path

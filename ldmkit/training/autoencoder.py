@@ -62,7 +62,7 @@ def train_autoencoder(
     runtime.place(losses)
     ranks.alike({**autoencoder.state_dict(), **{f"losses/{name}": v for name, v in losses.state_dict().items()}})
     state = begin(autoencoder, losses, settings, runtime)
-    if (newest := checkpoints.newest()) is not None:
+    if (newest := checkpoints.continued()) is not None:
         state.resume(newest)
     loader = training_batches(data, pictures_only(), state, settings=settings, seed=seed, runtime=runtime, ranks=ranks)
     validated = held_out(validation, pictures_only(), most=VALIDATION, settings=settings, seed=seed)

@@ -48,15 +48,15 @@ class Between:
         if kept or step % settings.validate_every == 0:
             figures, score = self.score()
             self.out.write(step, figures)
-        drawn = last or step == EARLY or step % settings.sample_every == 0
-        if self.pictures is not None and drawn and not self.ranks.agree(self.stop):
-            self.pictures(step)
         stopping = self.ranks.agree(self.stop)
-        if stopping or kept:
+        if stopping or kept:  # before the pictures, which take their time
             with self.out.saving(step):
                 state.save(self.checkpoints, score=score)
         if stopping:
             self.stop.check(f"{self.what}, step {step} of {settings.steps}")
+        drawn = last or step == EARLY or step % settings.sample_every == 0
+        if self.pictures is not None and drawn:
+            self.pictures(step)
 
 
 def give_up(batch: Batch, state: TrainingState, checkpoints: Checkpoints, *, stage: str, what: str) -> DivergedError:

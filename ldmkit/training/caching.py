@@ -45,7 +45,7 @@ class Caching:
 
     Args:
         folder: the run's directory.
-        content: a digest of the data's files.
+        content: a digest of the data's files, and of the plugin that reads them.
     """
 
     recipe: Recipe

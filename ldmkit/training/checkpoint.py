@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,7 +51,11 @@ class Checkpoint:
     def _read(self, name: str) -> dict[str, Tensor]:
         tensors = load_file(self.path / f"{name}.safetensors")
         if bad := first_not_finite(tensors):
-            raise CheckpointError(f"{bad} in {self.path / name}.safetensors is not finite")
+            raise CheckpointError(
+                f"the tensor {bad} holds values that are not finite",
+                hint=f"take another checkpoint: without {self.path.name} a run continues from the one before it",
+                where=f"{self.path / name}.safetensors",
+            )
         return tensors
 
 
@@ -95,15 +100,38 @@ class Checkpoints:
     ) -> None:
         for name, content in tensors.items():
             if bad := first_not_finite(content):
-                raise DivergedError(f"{bad} ({name}) is not finite at step {step}: not saved")
-        manifest = {**self.facts, "step": step, "score": score}
+                raise DivergedError(
+                    f"{bad} ({name}) is not finite at step {step}: not saved",
+                    hint="the checkpoints before are intact; a lower `lr`, a longer `warmup` or `precision: fp32` helps",
+                )
+        known = score is not None and math.isfinite(score)  # nothing held out, nothing to compare
+        manifest = {**self.facts, "step": step, "score": score if known else None}
         publish.publish(self.folder / f"{PREFIX}{step:08d}", tensors, {STATE: state}, manifest)
         self._prune()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose manifest verifies, or None; damaged ones go to `skipped`."""
-        found = self.ranks.decide(self._newest)
+        return self._of_all(self.ranks.decide(self._newest))
+
+    def continued(self) -> Checkpoint | None:
+        """`newest`, for a stage that must not begin anew without being told to; None where nothing was saved yet.
+
+        Raises:
+            CheckpointError: there are checkpoints, and not one of them is as it was written.
+        """
+        return self._of_all(self.ranks.decide(self._continued))
+
+    def _of_all(self, found: Checkpoint | None) -> Checkpoint | None:
         return None if found is None else replace(found, ranks=self.ranks)
+
+    def _continued(self) -> Checkpoint | None:
+        found = self._newest()
+        if found is None and self.skipped:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is intact ({'; '.join(self.skipped)})",
+                hint=f"bring back a copy; or begin this stage anew: delete {self.folder}, or the whole run: --fresh",
+            )
+        return found
 
     def _newest(self) -> Checkpoint | None:
         self.skipped.clear()
@@ -143,7 +171,7 @@ class Checkpoints:
             return
         best = min(paths, key=_score)
         for path in old:
-            if path != best or _score(best) == float("inf"):
+            if path != best or _score(best) == math.inf:
                 with contextlib.suppress(OSError):  # an old one too many is no reason to stop
                     publish.discard(path)
 
@@ -154,7 +182,7 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     if not floats:
         return None
     norms = torch._foreach_norm(list(floats.values()), float("inf"))
-    good = torch.stack([norm.float().cpu() for norm in norms]).isfinite()
+    good = torch.stack([norm.cpu().double() for norm in norms]).isfinite()
     return None if bool(good.all()) else list(floats)[int(good.logical_not().nonzero()[0])]
 
 
@@ -169,7 +197,7 @@ def _open(path: Path) -> Checkpoint:
 
 def _score(path: Path) -> float:
     try:
-        score = json.loads((path / publish.MANIFEST).read_bytes())["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return float("inf")
-    return float("inf") if score is None else float(score)
+        score = float(json.loads((path / publish.MANIFEST).read_bytes())["score"])
+    except (OSError, ValueError, KeyError, TypeError):  # None among them: nothing was held out
+        return math.inf
+    return score if math.isfinite(score) else math.inf

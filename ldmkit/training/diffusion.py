@@ -71,7 +71,8 @@ def train_diffusion(
         the state at the end, whose `ema` holds the average.
 
     Raises:
-        CheckpointError: the latents' scale was measured with other weights than the autoencoder has.
+        CheckpointError: the latents' scale was measured with other weights than the autoencoder has; none of the stage's
+            checkpoints is intact.
         Interrupted: a signal came; a checkpoint of the last step is saved.
         DivergedError: the gradient was not finite several times in a row; the batch is saved beside the checkpoints.
     """
@@ -82,7 +83,7 @@ def train_diffusion(
     engine = engine_for(model, ranks, runtime, shard=shard)
     own = engine.model
     state = begin(own, settings, _own(groups, own), runtime)
-    if (newest := checkpoints.newest()) is not None:
+    if (newest := checkpoints.continued()) is not None:
         state.resume(newest)
     ranks.decide(lambda: posthoc.forget_after(snapshots, state.step))
     if state.step == 0:
@@ -125,6 +126,8 @@ def train_diffusion(
             seen = len(batch) * ranks.count
             state.advance(seen)
             out.step(state.step, values if good else {}, images=seen)
+            if state.skipped_in_a_row:
+                out.alarm(state.step, "the gradient was not finite, and the update is left out")
             post_hoc = state.post_hoc
             if post_hoc is not None and (state.step == settings.steps or state.step % post_hoc.every == 0):
                 post_hoc.snapshot(snapshots, state.step, ranks)

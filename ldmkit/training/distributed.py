@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit.conditioning import Batch
-from ldmkit.errors import PluginError, ResourceError
+from ldmkit.errors import PluginError
 from ldmkit.latent_diffusion import Draws, LatentDiffusion
 from ldmkit.training.ema import EMA
 from ldmkit.training.ranks import Ranks
@@ -46,11 +46,7 @@ class Engine(Protocol):
 
 
 def engine(model: LatentDiffusion, ranks: Ranks, runtime: Runtime, *, shard: bool = False) -> Engine:
-    """One process trains the model itself; several train copies of it, or with `shard` a model that is split among them.
-
-    Raises:
-        ResourceError: fp16 with shards.
-    """
+    """One process trains the model itself; several train copies of it, or with `shard` a model that is split among them."""
     if ranks.count == 1:
         return Alone(model, runtime)
     return Sharded(model, runtime) if shard else Replicated(model, runtime)
@@ -124,17 +120,12 @@ class Replicated:
 
 class Sharded:
     """Weights, gradients, averages and moments split among the ranks (FSDP2, `fully_shard`); a stage of the UNet is gathered when
-    its turn comes. The model that was handed in stays on the CPU.
+    its turn comes. The model that was handed in stays on the CPU until the end.
 
     The autoencoder, which is frozen, is whole on every rank; conditioners and the UNet's stem are gathered for a whole step.
     """
 
     def __init__(self, model: LatentDiffusion, runtime: Runtime) -> None:
-        if runtime.dtype == torch.float16:
-            raise ResourceError(
-                "runtime.distributed is fsdp and runtime.precision fp16, whose loss scale the shards would not agree on",
-                hint="take bf16 or fp32, or `distributed: ddp`",
-            )
         self._plain, self._device = model.to("cpu"), runtime.device
         self.model = _sharded(_copied(model), runtime)
 
@@ -154,6 +145,7 @@ class Sharded:
 
     def finish(self, state: TrainingState) -> TrainingState:
         self._gather()
+        self._plain.to(self._device)
         if (split := state.ema) is None:
             return replace(state, modules={}, optimizers={}, post_hoc=None)
         parameters = dict(self._plain.named_parameters())

@@ -26,9 +26,9 @@ def launched() -> Iterator[Ranks]:
     """The processes that a launcher started with this one, joined; this one alone where there is no launcher.
 
     Raises:
-        ResourceError: the launcher's environment is incomplete, or the others cannot be reached.
+        ResourceError: the launcher's environment is incomplete or makes no sense, or the others cannot be reached.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) <= 1:
+    if not _several():
         yield Ranks()
         return
     from torch import distributed as dist
@@ -49,6 +49,16 @@ def launched() -> Iterator[Ranks]:
         raise
     ranks.decide(lambda: None)  # nobody leaves while another still needs the store
     dist.destroy_process_group()
+
+
+def _several() -> bool:
+    said = os.environ.get("WORLD_SIZE") or "1"
+    if not said.strip().isdecimal():
+        raise ResourceError(
+            f"WORLD_SIZE is {said!r}, and says how many processes there are",
+            hint="torchrun and accelerate launch set it; for one process, unset WORLD_SIZE",
+        )
+    return int(said) > 1
 
 
 def _join() -> Ranks:

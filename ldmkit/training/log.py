@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
+EVENTS = "TensorBoard events"
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL that schedulers give unless told otherwise (Kubernetes, Slurm)
 EXPLODED = 1000.0  # times the median of the losses before
 Observer = Callable[[str, int, Mapping[str, float]], None]  # stage, step, values
@@ -57,7 +58,8 @@ class Log:
         self.console = console or Console(enabled=False)
         self.observer, self.trackers = observer, trackers
         self.current: StageLog | None = None
-        self._failed = False
+        self._troubles: set[str] = set()
+        self._torn = False  # whether the last line may be half of one
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +73,10 @@ class Log:
     def stage(self, name: str, *, total: int, done: int = 0, every: int = 10) -> StageLog:
         """The log of one stage from step `done` on; lines of later steps, written before a crash, are removed."""
         if self.folder is not None:
-            truncate(self.folder / METRICS, name, done)
+            try:
+                truncate(self.folder / METRICS, name, done)
+            except OSError as error:
+                self.trouble(METRICS, error)
         self.current = StageLog(self, name, total=total, done=done, every=every)
         return self.current
 
@@ -81,21 +86,23 @@ class Log:
             self.current.picture(step, image, path)
 
     def append(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line of ``metrics.jsonl``. A disk that is full is said once, and training goes on."""
-        if self.folder is None or self._failed:
+        """One line of ``metrics.jsonl``. A full disk is said once, and training goes on; later there may be room again."""
+        if self.folder is None:
             return
         line = json.dumps({"stage": stage, "step": step, **{name: _plain(value) for name, value in values.items()}})
         try:
             with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write("\n" * self._torn + line + "\n")
+            self._torn = False
         except OSError as error:
+            self._torn = True
             self.trouble(METRICS, error)
 
     def trouble(self, what: str, error: Exception) -> None:
         """Says once that something that is not vital could not be written."""
-        if not self._failed:
+        if what not in self._troubles:
             self.console.note(f"warning: could not write {what} ({error}); training goes on without it")
-        self._failed = True
+        self._troubles.add(what)
 
 
 class StageLog:
@@ -122,9 +129,8 @@ class StageLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, error, trace)
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        self._show(lambda board: board.close())
+        self._board = None
         self.log.current = None
 
     def step(self, done: int, values: Mapping[str, Tensor | float], *, images: int) -> dict[str, float] | None:
@@ -171,12 +177,7 @@ class StageLog:
     def write(self, done: int, values: Mapping[str, float]) -> None:
         """Values of step `done` as they are: for validation and the like."""
         self.log.append(self.name, done, values)
-        if self._board is not None:
-            try:
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, done)
-            except OSError as error:
-                self.log.trouble("TensorBoard events", error)
+        self._show(lambda board: _draw(board, done, values))
         if self.log.trackers is not None:
             self.log.trackers.log(self.name, done, values)
         if self.log.observer is not None:
@@ -184,13 +185,20 @@ class StageLog:
 
     def picture(self, done: int, image: Image, path: Path) -> None:
         """See `Log.picture`."""
-        if self._board is not None:
-            try:
-                self._board.add_image("samples", np.asarray(image.convert("RGB")), done, dataformats="HWC")
-            except OSError as error:
-                self.log.trouble("TensorBoard events", error)
+        pixels = np.asarray(image.convert("RGB"))
+        self._show(lambda board: board.add_image("samples", pixels, done, dataformats="HWC"))
         if self.log.trackers is not None:
             self.log.trackers.picture(self.name, done, image, path)
+
+    def _show(self, action: Callable[[SummaryWriter], None]) -> None:
+        """On TensorBoard, until its disk is full: its own thread has ended then."""
+        if self._board is None:
+            return
+        try:
+            action(self._board)
+        except OSError as error:
+            self._board = None
+            self.log.trouble(EVENTS, error)
 
     @contextmanager
     def saving(self, done: int) -> Iterator[None]:
@@ -220,8 +228,13 @@ class StageLog:
             folder = self.log.folder / "tensorboard" / self.name
             return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
         except OSError as error:
-            self.log.trouble("TensorBoard events", error)
+            self.log.trouble(EVENTS, error)
             return None
+
+
+def _draw(board: SummaryWriter, done: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        board.add_scalar(name, value, done)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -243,8 +256,12 @@ def truncate(path: Path, stage: str, step: int) -> None:
         return
     kept = [line for line in read(path) if line["stage"] != stage or line["step"] <= step]
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ldmkit.data import Dataset
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.recipe import Recipe
+from ldmkit.scaling import held
 from ldmkit.training.console import Console
 from ldmkit.training.publish import write_json
 from ldmkit.training.ranks import Ranks
@@ -27,7 +30,7 @@ def announce(
     folder: Path,
     ranks: Ranks,
 ) -> None:
-    """Prints the plan, what is a stand-in, and whether the disk is nearly full; ``plan.json`` keeps it for the report."""
+    """Prints the plan, what is a stand-in, and whether disk or memory are too small; ``plan.json`` keeps it for the report."""
     train, held_out = data
     console.table(
         [
@@ -47,6 +50,7 @@ def announce(
     for text in [*_few(recipe, train), *_stand_ins(recipe), *_per_rank(recipe, ranks)]:
         console.note(f"  note: {text}")
     _check_space(console, model, folder)
+    _check_memory(console, recipe, model, runtime, ranks)
     parts = {"autoencoder": model.autoencoder, "denoiser": model.denoiser}
     parts |= {f"conditioner {name}": conditioner for name, conditioner in model.conditioners.items()}
     rows = [{"part": name, "parameters": sum(p.numel() for p in part.parameters())} for name, part in parts.items()]
@@ -127,3 +131,24 @@ def _check_space(console: Console, model: LatentDiffusion, folder: Path) -> None
     free = shutil.disk_usage(folder).free
     if free < needed:
         console.note(f"warning: {free / 2**20:.0f} MiB are free, and two checkpoints take {needed / 2**20:.0f} MiB")
+
+
+def _check_memory(console: Console, recipe: Recipe, model: LatentDiffusion, runtime: Runtime, ranks: Ranks) -> None:
+    """What does not depend on the batch already decides much: a kernel that runs out of memory ends a process without a word."""
+    shared = ranks.count if recipe.runtime.distributed == "fsdp" else 1
+    needed, free = held(model.parameters(), recipe.train) // shared, _free(runtime.device)
+    if free is not None and free < needed:
+        console.note(
+            f"warning: weights, gradients, moments and averages take {needed / 2**20:.0f} MiB of memory, and "
+            f"{free / 2**20:.0f} MiB are free; a smaller denoiser, train.ema: null or train.optimizer: adamw-8bit take less, and "
+            "pictures come on top"
+        )
+
+
+def _free(device: torch.device) -> int | None:
+    """Bytes of memory that are free, where the system says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    return None

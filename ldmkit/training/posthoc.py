@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldmkit.errors import CheckpointError, UsageError
-from ldmkit.training.publish import DamagedError, discard, publish, verify
+from ldmkit.training.publish import DamagedError, discard, publish, sweep, verify
 from ldmkit.training.ranks import Ranks
 from ldmkit.training.shards import on_first, placed
 
@@ -175,7 +175,11 @@ def snapshots(folder: Path) -> list[Snapshot]:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Removes snapshots of steps that a run which continues from `step` makes again, maybe with other settings."""
+    """Removes snapshots of steps that a run which continues from `step` makes again, maybe with other settings.
+
+    And what a process that died left half-written.
+    """
+    sweep(folder)
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         number = path.name.removeprefix(PREFIX)
         if number.isdecimal() and int(number) > step:

@@ -6,10 +6,13 @@ Whoever reads verifies the manifest first, so a process that dies at any file op
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +24,11 @@ from torch import Tensor
 
 from ldmkit.errors import CheckpointError, ResourceError
 
-FORMAT = 1
+FORMAT = 2  # in format 1 a manifest had no checksum of itself
 MANIFEST = "MANIFEST.json"
+DIGEST = "digest"  # the manifest's key for a checksum of the rest of it
 TEMPORARY, TRASH = ".tmp-", ".trash-"
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # a file system that syncs no directories
 
 
 class DamagedError(Exception):
@@ -41,13 +46,14 @@ def publish(
     Raises:
         ResourceError: it could not be written (disk full, read-only ...); nothing but a temporary directory was touched.
     """
-    temporary = target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
+    temporary = _aside(target)
     try:
         os.makedirs(temporary)
         files = [_write_tensors(temporary / f"{name}.safetensors", content) for name, content in tensors.items()]
         files += [_write_json(temporary / f"{name}.json", content) for name, content in documents.items()]
         listed = {path.name: {"sha256": checksum(path), "bytes": path.stat().st_size} for path in files}
-        _write_json(temporary / MANIFEST, {"format": FORMAT, **manifest, "files": listed})
+        content = {"format": FORMAT, **manifest, "files": listed}
+        _write_json(temporary / MANIFEST, {**content, DIGEST: digest(content)})
         _sync_directory(temporary)
         _rename(temporary, target)
     except (OSError, RuntimeError, SafetensorError) as error:  # each of them was seen on a full disk
@@ -80,9 +86,11 @@ def verify(directory: Path) -> dict[str, Any]:
             hint="upgrade ldmkit",
             where=str(directory),
         )
-    for path, size, digest in listed:
+    if version > 1 and manifest.get(DIGEST) != digest(manifest):
+        raise DamagedError(f"{MANIFEST} is damaged")
+    for path, size, expected in listed:
         try:
-            good = path.stat().st_size == size and checksum(path) == digest
+            good = path.stat().st_size == size and checksum(path) == expected
         except FileNotFoundError:
             raise DamagedError(f"{path.name} is missing") from None
         except OSError as error:
@@ -93,10 +101,20 @@ def verify(directory: Path) -> dict[str, Any]:
 
 
 def discard(directory: Path) -> None:
-    """Deletes a directory so that no half of it ever looks valid: it is renamed first."""
+    """Deletes a directory so that no half of it ever looks valid: it is renamed first.
+
+    Where the file system cannot (an overlay whose lower layer has the directory), its manifest goes first.
+    """
     trash = directory.parent / f"{TRASH}{directory.name}-{uuid.uuid4().hex[:8]}"
-    os.rename(directory, trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    try:
+        os.rename(directory, trash)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        (directory / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(directory)
+    else:
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
@@ -104,19 +122,36 @@ def sweep(folder: Path) -> None:
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith((TEMPORARY, TRASH)):
             shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # if it is a file
 
 
 def write_json(path: Path, content: Any) -> None:
     """Replaces `path` in one motion: a reader sees the old or the new file."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    _write_json(temporary, content)
-    os.replace(temporary, path)
+    temporary = _aside(path)
+    try:
+        _write_json(temporary, content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest's content, in the form that JSON gives back."""
+    content = json.loads(json.dumps({name: value for name, value in manifest.items() if name != DIGEST}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def checksum(path: Path) -> str:
     """The sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _aside(path: Path) -> Path:
+    """A name beside `path` that nobody else has: in containers every process has the same number."""
+    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def _rename(temporary: Path, target: Path) -> None:
@@ -159,9 +194,14 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
+    if sys.platform == "win32":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

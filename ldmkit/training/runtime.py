@@ -8,6 +8,7 @@ import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -59,14 +60,17 @@ def resolve(
     channels_last: bool = False,
     compile: bool = False,
     checkpointing: bool = False,
-    workers: int = 0,
+    workers: int | Literal["auto"] = 0,
     worker_timeout: int = 300,
     threads: int | None = None,
+    deterministic: bool = False,
 ) -> Runtime:
     """A `Runtime` of what a recipe's `runtime` section asks for.
 
     `auto` takes cuda, mps or cpu, whichever is there first; bf16 on a CUDA device that has it (fp16 on an older one), and fp32
     elsewhere: at the size of network that is trained on a CPU, fp32 is the fastest. `threads` is torch's own number, if given.
+    `workers` auto is the number of cores beside the one that trains, at most 2.
+    `deterministic`: a CUDA device adds in one order, and the same run gives the same bits there too; a CPU does so anyway.
     Without `tf32`, fp32 is fp32 on a CUDA device too: torch's own default rounds the inputs of convolutions.
 
     Raises:
@@ -85,9 +89,15 @@ def resolve(
     if compile:
         _require_compiler(where)
     if where.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
-    return Runtime(where, dtype, compile, workers, channels_last, checkpointing, worker_timeout)
+        # One switch for each library: after torch's finer ones, asking by the old names is an error, and its own compiler asks.
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+    if deterministic:
+        # Read when cuBLAS is first used. What has no such algorithm warns, and may differ in the last bit.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    count = min(2, _cores() - 1) if workers == "auto" else workers
+    return Runtime(where, dtype, compile, count, channels_last, checkpointing, worker_timeout)
 
 
 def _device(asked: str) -> torch.device:
@@ -110,6 +120,12 @@ def _devices() -> dict[str, bool]:
 
 def _count(kind: str) -> int:
     return torch.cuda.device_count() if kind == "cuda" else 1
+
+
+def _cores() -> int:
+    """Those that this process may run on."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 def _require_compiler(where: torch.device) -> None:
@@ -136,7 +152,7 @@ def _automatic(device: torch.device) -> torch.dtype:
 def describe(runtime: Runtime) -> str:
     """``cpu, 2 threads, fp32``."""
     switches = [name for name in ("channels_last", "compile", "checkpointing") if getattr(runtime, name)]
-    if runtime.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+    if runtime.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
         switches.insert(0, "tf32")
     if runtime.device.type == "cpu":
         where = f"cpu, {torch.get_num_threads()} threads"

@@ -18,6 +18,7 @@ from ldmkit.training.checkpoint import Checkpoint, Checkpoints
 from ldmkit.training.ema import EMA
 from ldmkit.training.optim import Optimization
 from ldmkit.training.posthoc import PostHoc
+from ldmkit.training.running import Running
 from ldmkit.training.shards import placed
 
 EARLY = 20  # the step of a first picture, long before `sample_every`: somebody is waiting for it
@@ -49,6 +50,11 @@ class TrainingState:
     skipped: int = 0
     skipped_in_a_row: int = 0
     _in_a_row: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _running: Running = field(init=False, repr=False)
+    _spoilt: bool = field(default=False, init=False, repr=False)  # whether an update of this step was skipped
+
+    def __post_init__(self) -> None:
+        self._running = Running(self.modules.values())
 
     # one update
 
@@ -70,6 +76,7 @@ class TrainingState:
         searching = self.scaler.is_enabled() and not good and self.scaler.get_scale() > 1.0
         self.scaler.update()
         self.skipped += not good
+        self._spoilt |= not good
         if not searching:  # fp16 finds its scale by trial
             before = self._in_a_row.get(name, self.skipped_in_a_row)
             self._in_a_row[name] = 0 if good else before + 1
@@ -90,7 +97,11 @@ class TrainingState:
         return self.skipped_in_a_row >= PATIENCE
 
     def advance(self, samples: int) -> None:
-        """One optimizer step is over."""
+        """One optimizer step is over. What its forward pass spoilt, if its update was skipped, is what it was before."""
+        if self._spoilt:
+            self._running.mend()
+        self._running.keep()
+        self._spoilt = False
         self.step += 1
         self.position += samples
 
@@ -137,6 +148,7 @@ class TrainingState:
             self.scaler.load_state_dict(counters["scaler"])
         for name in ("step", "position", "skipped", "skipped_in_a_row"):
             setattr(self, name, int(counters[name]))
+        self._running = Running(self.modules.values())
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from typing import Any, Self
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
+HANGUP = getattr(signal, "SIGHUP", None)
+ECHO = 0.03  # seconds; `timeout` signals its child and then the group the child is in, faster than any hand
 
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
@@ -39,12 +41,13 @@ class Stop:
     ```
 
     A second signal acts at once, as if there were no handler; within `grace` seconds it counts as the first one, for a scheduler
-    may signal a launcher and its processes, and the launcher hands it on. Outside the main thread no handler is installed and
-    `request` is the only way to set the flag.
+    may signal a launcher and its processes, and the launcher hands it on. SIGHUP is never a second one: a shell that hangs up
+    passes it on, and then the kernel sends its own. Outside the main thread no handler is installed and `request` is the only
+    way to set the flag.
     """
 
     def __init__(self, *, grace: float = 0.0) -> None:
-        self.grace = grace
+        self.grace = max(grace, ECHO)
         self._since = 0.0
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
@@ -66,7 +69,7 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:
             self._signal, self._since = number, time.monotonic()
-        elif time.monotonic() - self._since >= self.grace:
+        elif number != HANGUP and time.monotonic() - self._since >= self.grace:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -77,7 +80,18 @@ class Stop:
     @property
     def requested(self) -> bool:
         """True from the first signal on."""
+        if self._signal is not None and self._previous and self.grace <= ECHO:
+            self._let_go()
         return self._signal is not None
+
+    def _let_go(self) -> None:
+        """From now on a signal acts even where no Python runs to hear it: while a large file is written, say."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        time.sleep(max(0.0, self._since + ECHO - time.monotonic()))
+        for number in self._previous:
+            if number != HANGUP:
+                signal.signal(number, signal.SIG_DFL)
 
     @property
     def number(self) -> int | None:

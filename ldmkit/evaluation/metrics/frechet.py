@@ -13,6 +13,7 @@ from ldmkit.errors import OfflineError, UsageError
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
+from ldmkit.hub import cache_unless_reached
 from ldmkit.random import key
 
 LEAST = 32  # pixels a side that a backbone is shown
@@ -84,12 +85,15 @@ class Frechet(Metric):
             torch.manual_seed(key(0, f"frechet/{self.backbone}", 0))
             if self.weights == "random":
                 return make(self.backbone, pretrained=False, num_classes=0).eval()
+            about = timm.get_pretrained_cfg(self.backbone)
+            name = (about and about.hf_hub_id) or self.backbone
             try:
-                return make(self.backbone, pretrained=True, num_classes=0).eval()
+                with cache_unless_reached(name):
+                    return make(self.backbone, pretrained=True, num_classes=0).eval()
             except OSError as error:  # what huggingface-hub raises without a network and without the file
                 raise OfflineError(
                     f"the weights of {self.backbone} are not here and cannot be fetched",
-                    hint="fetch them on a machine with a network (timm keeps them in ~/.cache/huggingface), or give "
+                    hint=f"where there is a network: hf download {name}, and bring ~/.cache/huggingface here; or give "
                     "`weights: random`",
                 ) from error
 

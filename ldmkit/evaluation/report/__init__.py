@@ -30,7 +30,7 @@ def write_report(run_dir: Path, *, place: str | None = None) -> Path:
     """
     record = read(run_dir)
     target = run_dir / NAME
-    temporary = run_dir / f".{NAME}.{os.getpid()}"
+    temporary = run_dir / f".tmp-{NAME}-{os.getpid()}"
     temporary.write_text(page(record, place or _place(run_dir)), encoding="utf-8", errors="backslashreplace")
     temporary.replace(target)
     return target
