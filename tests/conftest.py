@@ -1,4 +1,4 @@
-"""Several processes in a test: forks that find each other as a launcher's processes do."""
+"""One thread in each test, checksums, and several processes: forks that find each other as a launcher's processes do."""
 
 from __future__ import annotations
 
@@ -8,19 +8,38 @@ import socket
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ldmkit.training.checkpoint import Checkpoints
 from ldmkit.training.launching import launched
 from ldmkit.training.ranks import Ranks
 
 PATIENCE = 300.0  # seconds; far more than any of them needs on a busy machine
 
 Action = Callable[[Ranks], Any]
+
+
+# Sums of another number of threads have other last bits; and networks as small as the tests' gain nothing by more.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that asks for more threads, as a recipe may, leaves the next one with one."""
+    yield
+    torch.set_num_threads(1)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Of everything in the newest checkpoint of a stage: weights, average, optimizers, counters."""
+    newest = Checkpoints(folder).newest()
+    assert newest is not None
+    return {name: entry["sha256"] for name, entry in newest.manifest["files"].items()}
 
 
 @pytest.fixture
@@ -43,7 +62,8 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _fork(rank: int, count: int, port: int, action: Action, folder: Path, joined: bool) -> int:
+def forked(action: Callable[[], Any]) -> int:
+    """A process that does this in one thread. It ends with 0, or with 1 after an exception, shown where the test fails."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; none of ours is alive
         child = os.fork()
@@ -51,14 +71,26 @@ def _fork(rank: int, count: int, port: int, action: Action, folder: Path, joined
         return child
     try:
         torch.set_num_threads(1)
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-        os.environ.update({name: str(value) for name, value in place.items()})
-        torch.save(_answer(rank, action, joined), folder / f"tmp-{rank}")
-        os.replace(folder / f"tmp-{rank}", folder / f"answer-{rank}.pt")
+        action()
         os._exit(0)
     except BaseException:
         traceback.print_exc()
     os._exit(1)
+
+
+def ended(child: int) -> int:
+    """The exit code of a process, when it has ended; of one that a signal killed, minus its number."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _fork(rank: int, count: int, port: int, action: Action, folder: Path, joined: bool) -> int:
+    def act() -> None:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        torch.save(_answer(rank, action, joined), folder / f"tmp-{rank}")
+        os.replace(folder / f"tmp-{rank}", folder / f"answer-{rank}.pt")
+
+    return forked(act)
 
 
 def _answer(rank: int, action: Action, joined: bool) -> Any:

@@ -135,6 +135,16 @@ def test_weights_that_do_not_fit_are_listed(fitted, registry, tmp_path):
         load(folder, registry=registry)
 
 
+def test_weights_that_are_no_weights_are_not_rounded_into_some(fitted, registry, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = build(fitted, registry).save(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "denoiser.out.2.bias": torch.ones(2, dtype=torch.int64)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"out.2.bias holds torch.int64, the model torch.float32"):
+        load(folder, registry=registry)
+
+
 def test_no_model_there_says_what_to_give(tmp_path):
     with pytest.raises(CheckpointError, match="no trained model"):
         load(tmp_path)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import multiprocessing
+import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ldmkit.conditioning import ConditionerSet
 from ldmkit.data import Dataset, Order, batches, slot_fields
 from ldmkit.data.digits import DigitsSource
+from ldmkit.data.examples import Examples
 from ldmkit.data.scenes import ScenesSource
-from ldmkit.data.workers import _worker_failure
+from ldmkit.data.workers import _Runs, _worker_failure
 from ldmkit.errors import DataError, PluginError, ResourceError, UsageError
 
 MODULE = '''
@@ -103,6 +108,28 @@ def test_workers_change_nothing_and_their_errors_arrive_whole(noisy: ModuleType)
     with pytest.raises(DataError, match="cannot be prepared") as error:
         list(itertools.islice(endless, 1))
     assert error.value.hint == "mend it"
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned(noisy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on systems without a fork server: nothing of this process is there but what was sent."""
+    monkeypatch.setattr("ldmkit.data.workers._context", lambda: multiprocessing.get_context("spawn"))
+    dataset, slots = Dataset(DigitsSource(), size=16, crop="random", views=None), conditioners(noisy)
+    here, there = (next(batches(dataset, slots, start=8, batch=4, seed=1, workers=count)) for count in (0, 1))
+    assert torch.equal(here.images, there.images)
+    assert torch.equal(here.prepared["digit"]["value"], there.prepared["digit"]["value"])
+
+
+def test_a_worker_sends_nothing_through_shared_memory(noisy: ModuleType) -> None:
+    """Tensors would go through /dev/shm, which a container may have a few megabytes of; arrays go through the pipe."""
+    examples = Examples(Dataset(DigitsSource(), size=16), conditioners(noisy), seed=1, batch=4)
+    answer = _Runs(examples)[range(4)]
+    values = [array for row in answer.prepared for slot in row.values() for array in (slot or {}).values()]
+    assert len(values) == 4
+    assert {type(value) for value in (answer.images, *values)} == {np.ndarray}
+    sent = ForkingPickler.dumps(answer)  # with which torch would put tensors there
+    assert len(sent) > answer.images.nbytes
+    assert torch.equal(torch.from_numpy(pickle.loads(sent).images[0]), examples[0].image)
 
 
 def test_what_cannot_be_pickled_is_named(noisy: ModuleType) -> None:

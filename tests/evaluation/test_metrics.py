@@ -154,3 +154,23 @@ def test_a_metric_that_cannot_be_computed_is_named_and_the_others_go_on(evaluati
     ]
     assert results.data["examples"] == {"small": "image.png", "label": str(evaluation.samples[0]["label"])}
     assert results.data["attribution"] == "Planes, drawn by the tests <CC0>"
+
+
+def test_weights_of_a_backbone_without_a_network(monkeypatch):
+    """Its library would ask a hub that does not answer five times over, for a minute."""
+    import huggingface_hub
+    import timm
+
+    from ldmkit.errors import OfflineError
+    from ldmkit.evaluation.metrics.frechet import Frechet
+
+    def make(backbone, **options):
+        assert huggingface_hub.constants.HF_HUB_OFFLINE, "the network is asked again"
+        raise FileNotFoundError("not in the cache")
+
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    monkeypatch.setattr("ldmkit.hub._answers", lambda name, kind: False)
+    monkeypatch.setattr(timm, "create_model", make)
+    with pytest.raises(OfflineError, match=r"hf download timm/resnet10t\.\w+, .* `weights: random`"):
+        Frechet(weights="pretrained").network()
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE

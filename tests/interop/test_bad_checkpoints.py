@@ -11,48 +11,19 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from ldmkit import plugins
-from ldmkit.build import assemble
 from ldmkit.errors import CheckpointError, ResourceError, UsageError
 from ldmkit.interop import import_compvis
 from ldmkit.interop.compvis_save import compvis_of
 from ldmkit.interop.importing import import_to
+from tests.interop.conftest import representable
 
 LAYER = "first_stage_model.decoder.conv_in.weight"
 
 
 @pytest.fixture(scope="module")
-def registry():
-    return plugins.load()
-
-
-@pytest.fixture(scope="module")
 def whole(registry):
     """The original's configuration and tensors of a small class-conditional model with both kinds of weights."""
-    slot = {"type": "class", "options": {"classes": 5, "width": 24}, "fields": {}, "origin": {}}
-    network = {
-        "channels": 32,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention": [2],
-        "heads": 2,
-        "variant": {"groups": 32},
-    }
-    first = {"type": "kl", "downsample": 4, "multipliers": [1, 1, 1], "channels": 32, "blocks": 1, "groups": 32}
-    config = {
-        "size": [32, 32],
-        "autoencoder": first,
-        "denoiser": network,
-        "diffusion": {"schedule": {"type": "linear", "start": 0.0015, "end": 0.0205}},
-        "conditioners": {"class": slot},
-        "dropout": {"class": 0.1},
-        "sampling": {},
-    }
-    torch.manual_seed(0)
-    model = assemble(config, registry).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.1)
+    model = representable(registry, {"class": {"type": "class", "options": {"classes": 5, "width": 24}}})
     raw = {f"denoiser.{name}": value + 0.5 for name, value in model.denoiser.state_dict().items()}
     return compvis_of(model, raw)
 

@@ -12,16 +12,14 @@ from safetensors.torch import save_file
 
 import ldmkit
 from ldmkit import plugins
-from ldmkit.build import assemble
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import import_compvis, load_compvis, load_compvis_autoencoder
 from ldmkit.interop.autoencoder_folder import load_autoencoder
 from ldmkit.interop.compvis_save import compvis_of, save_compvis
 from ldmkit.interop.given import GivenConditioner
 from ldmkit.testing import check_conditioner
+from tests.interop.conftest import KL, VQ, representable
 
-KL = {"type": "kl", "downsample": 4, "multipliers": [1, 1, 1], "channels": 32, "blocks": 1, "latent_channels": 3}
-VQ = {**KL, "type": "vq", "codebook": 16, "middle_attention": True}
 CLIP = {
     "model_type": "clip_text_model",
     "vocab_size": 30,
@@ -51,37 +49,8 @@ CONDITIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def registry():
-    return plugins.load()
-
-
-def made(registry, condition, autoencoder=KL, **denoiser):
-    slots = {name: {"fields": {}, "origin": {}, **slot} for name, slot in CONDITIONS[condition].items()}
-    config = {
-        "size": [32, 32],
-        "autoencoder": {**autoencoder, "groups": 32},
-        "denoiser": {
-            "channels": 32,
-            "multipliers": [1, 2],
-            "blocks": 1,
-            "attention": [2],
-            "heads": 2,
-            "variant": {"groups": 32},
-            **denoiser,
-        },
-        "diffusion": {"schedule": {"type": "linear", "start": 0.0015, "end": 0.0205}, "loss": "l1"},
-        "conditioners": slots,
-        "dropout": {slot: 0.1 for slot in slots if slot == "class"},
-        "sampling": {"sampler": "ddim", "spacing": "compvis", "steps": 2},
-    }
-    torch.manual_seed(0)
-    model = assemble(config, registry)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "absent" not in name:
-                parameter.normal_(std=0.1)
-    return model.eval()
+def made(registry, condition, autoencoder=KL, **network):
+    return representable(registry, CONDITIONS[condition], autoencoder, **network)
 
 
 def value(condition):

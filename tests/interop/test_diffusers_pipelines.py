@@ -8,7 +8,6 @@ import warnings
 import pytest
 import torch
 
-from ldmkit import plugins
 from ldmkit.build import assemble
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import import_diffusers, load_diffusers, save_diffusers, verifying, verifying_child
@@ -62,11 +61,6 @@ SLOTS = {
     "a picture of another size": {"low_res": ("low-res", {"scale": 4, "noise": 0.5})},
 }
 PIPELINES = [name for name in SLOTS if name.endswith("Pipeline")]
-
-
-@pytest.fixture(scope="module")
-def registry():
-    return plugins.load()
 
 
 def made(registry, name, autoencoder=None, diffusion=None):

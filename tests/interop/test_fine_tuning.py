@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import ldmkit
 from ldmkit import plugins
-from ldmkit.build import assemble
-from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports
 from ldmkit.data import Field, Info, Source
 from ldmkit.errors import CheckpointError, RecipeError
 from ldmkit.hookspecs import hookimpl
 from ldmkit.interop.autoencoder_folder import save_autoencoder
 from ldmkit.recipe import Recipe
 from ldmkit.run import run
+from tests.interop.conftest import SMALL, Hint, assembled, first_step
 
 
 class Shades(Source):
@@ -36,33 +34,6 @@ class Shades(Source):
         return self
 
 
-class Hint(Conditioner):
-    """A number through one port; what it says is never zero. `known` is learned from the data."""
-
-    reads = ("hint",)
-
-    def __init__(self, *, port: str, known: int, width: int = 6) -> None:
-        super().__init__()
-        self.port, self.width = port, width
-        self.emits = Ports(**{port: width}, length=1 if port == "tokens" else 0)
-        self.net = nn.Linear(1, width)
-
-    @classmethod
-    def fit(cls, options, samples):
-        return {"known": len(list(samples))}
-
-    def prepare(self, sample, generator=None):
-        return {"hint": torch.tensor([float(sample["hint"])])}
-
-    def encode(self, prepared, canvas: Canvas):
-        made = self.net(prepared["hint"]) + 1.0
-        shaped = {"tokens": made[:, None], "vector": made, "concat": made[..., None, None].expand(-1, -1, *canvas.grid)}
-        return Conditioning(**{self.port: shaped[self.port]})
-
-    def null(self, canvas: Canvas):
-        return self.encode({"hint": canvas.zeros(1, 1)}, canvas)
-
-
 class Plugin:
     @hookimpl
     def ldmkit_register_conditioners(self, register):
@@ -73,10 +44,6 @@ class Plugin:
         register("shades", Shades)
 
 
-NETWORK = {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [2], "head_width": 8}
-AUTOENCODER = {"type": "kl", "downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 4, "groups": 4}
-
-
 @pytest.fixture(scope="module")
 def registry():
     return plugins.load(only=(), extra=[Plugin()])
@@ -85,21 +52,18 @@ def registry():
 @pytest.fixture(scope="module")
 def source(registry, tmp_path_factory):
     """A trained model with one condition, on a schedule and a scale that no default has."""
-    slot = {"type": "hint", "options": {"port": "vector", "known": 3, "width": 5}, "fields": {}, "origin": {}}
-    config = {
-        "size": [16, 16],
-        "autoencoder": AUTOENCODER,
-        "denoiser": NETWORK,
-        "diffusion": {"schedule": {"type": "linear", "start": 0.001, "end": 0.0205}, "prediction": "v", "loss": "l1"},
-        "conditioners": {"old": slot},
-        "dropout": {"old": 0.2},
-        "sampling": {},
-    }
     torch.manual_seed(0)
-    model = assemble(config, registry).eval()
+    model = assembled(
+        registry,
+        {"old": {"type": "hint", "options": {"vector": 5, "known": 3}}},
+        std=0.2,
+        size=[16, 16],
+        autoencoder={"type": "kl", "downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 4, "groups": 4},
+        denoiser=SMALL,
+        diffusion={"schedule": {"type": "linear", "start": 0.001, "end": 0.0205}, "prediction": "v", "loss": "l1"},
+        dropout={"old": 0.2},
+    )
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
         model.autoencoder.latent_scale.fill_(0.7)
     folder = tmp_path_factory.mktemp("source") / "model"
     model.save(folder, raw={f"denoiser.{n}": p + 0.01 for n, p in model.denoiser.named_parameters()})
@@ -112,7 +76,7 @@ def recipe(source, slots=None, **changes):
         "name": "tuned",
         "init": {"from": str(source)},
         "data": {"type": "shades", "size": 16},
-        "conditioners": {"old": {"type": "hint", "port": "vector", "dropout": 0.2}, **(slots or {})},
+        "conditioners": {"old": {"type": "hint", "vector": 5, "dropout": 0.2}, **(slots or {})},
         "train": training,
         "sample": {"steps": 2, "count": 1},
         **changes,
@@ -120,14 +84,7 @@ def recipe(source, slots=None, **changes):
     return Recipe.parse(json.loads(json.dumps(value)))
 
 
-def first_step(model):
-    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 500, 999])
-    given = [dict.fromkeys(model.conditioners, 1.5) for _ in range(3)]
-    with torch.no_grad():
-        return model.predict_noise(x, t, model.condition([{s: {"hint": v} for s, v in row.items()} for row in given]))
-
-
-Hint.from_user = lambda self, value, size: self.prepare(value)
+HINTS = {"old": 1.5, "new": 1.5}
 PORTS = {"concat": {}, "vector": {}, "tokens": {"denoiser": {"variant": {"plain_attention": True}}}}
 
 
@@ -135,13 +92,13 @@ PORTS = {"concat": {}, "vector": {}, "tokens": {"denoiser": {"variant": {"plain_
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_a_run_begins_where_the_source_is(registry, source, tmp_path, port, weights):
     """A learning rate that no weight can feel: what a run of two steps leaves is what it started with."""
-    told = recipe(source, {"new": {"type": "hint", "port": port}}, **PORTS[port])
+    told = recipe(source, {"new": {"type": "hint", port: 6}}, **PORTS[port])
     told = Recipe.parse({**told.document.value, "init": {"from": str(source), "weights": weights}})
     run(told, tmp_path / "run", registry=registry, console=False)
     tuned = ldmkit.load(tmp_path / "run", registry=registry)
     trained = ldmkit.load(source, weights, registry=registry)
     assert list(tuned.conditioners) == ["old", "new"]
-    assert torch.equal(first_step(tuned), first_step(trained))
+    assert torch.equal(first_step(tuned, HINTS), first_step(trained, HINTS))
     picture = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(tuned.autoencoder.encode(picture), trained.autoencoder.encode(picture))
@@ -149,12 +106,11 @@ def test_a_run_begins_where_the_source_is(registry, source, tmp_path, port, weig
 
 @pytest.mark.parametrize("port", PORTS)
 def test_what_is_new_learns(registry, source, tmp_path, port):
-    told = recipe(source, {"new": {"type": "hint", "port": port}}, **PORTS[port])
+    told = recipe(source, {"new": {"type": "hint", port: 6}}, **PORTS[port])
     training = {**told.document.value["train"], "lr": 1e-3, "steps": 3}
     run(Recipe.parse({**told.document.value, "train": training}), tmp_path / "run", registry=registry, console=False)
     tuned = ldmkit.load(tmp_path / "run", "raw", registry=registry)
-    condition = {"old": {"hint": 1.0}}
-    answers = [tuned.sample({**condition, "new": {"hint": h}}, steps=1, output="latent") for h in (0.0, 7.0)]
+    answers = [tuned.sample({"old": 1.0, "new": hint}, steps=1, output="latent") for hint in (0.0, 7.0)]
     assert not torch.equal(*answers)
 
 
@@ -164,7 +120,8 @@ def test_what_the_recipe_leaves_open_is_the_sources(registry, source, tmp_path):
     assert tuned["autoencoder"] == trained["autoencoder"]
     assert tuned["diffusion"] == trained["diffusion"]
     assert tuned["denoiser"] == {**trained["denoiser"], "dropout": 0.1}
-    assert tuned["conditioners"]["old"]["options"] == {"port": "vector", "known": 3, "width": 5}  # 8 pictures are here
+    # 8 pictures are here
+    assert tuned["conditioners"]["old"]["options"] == {"tokens": 0, "vector": 5, "concat": 0, "known": 3}
 
 
 def test_a_recipe_shows_what_it_leaves_open_and_the_run_says_it(registry, source, tmp_path):
@@ -219,7 +176,7 @@ def first_stage(registry, source, tmp_path_factory):
 
 
 def from_scratch(where, **changes):
-    told = {**recipe("").document.value, "autoencoder": {"from": str(where)}, "denoiser": {**NETWORK}, **changes}
+    told = {**recipe("").document.value, "autoencoder": {"from": str(where)}, "denoiser": SMALL, **changes}
     del told["init"]
     return Recipe.parse(told)
 

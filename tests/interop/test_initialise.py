@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 import ldmkit
 from ldmkit import plugins
-from ldmkit.build import assemble
-from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.hookspecs import hookimpl
 from ldmkit.initialise import initialise
-
-
-class Hint(Conditioner):
-    """A number through every port that is asked for; its output is never zero."""
-
-    reads = ("hint",)
-
-    def __init__(self, *, tokens: int = 0, vector: int = 0, concat: int = 0) -> None:
-        super().__init__()
-        self.emits = Ports(tokens=tokens, vector=vector, concat=concat, length=2 if tokens else 0)
-        self.net = nn.Linear(1, 2 * tokens + vector + concat)
-
-    def prepare(self, sample, generator=None):
-        return {"hint": torch.tensor([float(sample["hint"])])}
-
-    def encode(self, prepared, canvas: Canvas):
-        made = self.net(prepared["hint"]) + 1.0
-        tokens, vector, concat = made.split([2 * self.emits.tokens, self.emits.vector, self.emits.concat], dim=1)
-        return Conditioning(
-            tokens=tokens.unflatten(1, (2, -1)) if self.emits.tokens else None,
-            vector=vector if self.emits.vector else None,
-            concat=concat[..., None, None].expand(-1, -1, *canvas.grid) if self.emits.concat else None,
-        )
-
-    def null(self, canvas: Canvas):
-        return self.encode({"hint": canvas.zeros(1, 1)}, canvas)
+from tests.interop.conftest import SMALL, Hint, assembled, first_step
 
 
 class Plugin:
@@ -53,37 +25,15 @@ def registry():
 
 
 def made(registry, variant=None, **slots):
-    denoiser = {
-        "channels": 16,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention": [2],
-        "head_width": 8,
-        "variant": variant,
-    }
-    config = {
-        "size": [16, 16],
-        "autoencoder": {"type": "kl", "downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 4},
-        "denoiser": denoiser,
-        "diffusion": {"schedule": {"type": "linear", "start": 0.0015, "end": 0.0195}},
-        "conditioners": {
-            name: {"type": "hint", "options": options, "fields": {}, "origin": {}} for name, options in slots.items()
-        },
-        "dropout": {},
-        "sampling": {},
-    }
-    model = assemble(config, registry)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model.eval()
-
-
-def first_step(model, hints):
-    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 500, 999])
-    given = [{slot: hints[slot] for slot in model.conditioners} for _ in range(3)]
-    with torch.no_grad():
-        return model.predict_noise(x, t, model.condition(given))
+    return assembled(
+        registry,
+        {name: {"type": "hint", "options": options} for name, options in slots.items()},
+        std=0.2,
+        size=[16, 16],
+        autoencoder={"type": "kl", "downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 4},
+        denoiser={**SMALL, "variant": variant},
+        diffusion={"schedule": {"type": "linear", "start": 0.0015, "end": 0.0195}},
+    )
 
 
 HINTS = {"old": 0.3, "new": -2.0, "other": 1.0}
@@ -125,30 +75,29 @@ def test_what_learned_to_read_tokens_beside_plain_attention_comes_back(registry,
     )
 
 
-def test_new_tokens_learn(registry, tmp_path):
-    source, model = made(registry), made(registry, {"plain_attention": True}, new={"tokens": 6})
-    check(model, source, registry, tmp_path / "source")
+def gradient(model, name):
+    """How much each number of a parameter matters when the new condition is given."""
     model.train()
     conditioning = model.conditioners(
         {"new": {"hint": torch.ones(2, 1)}}, {"new": torch.ones(2, dtype=torch.bool)}, model.canvas(), 2
     )
     output = model.denoiser(torch.randn(2, 4, 8, 8), torch.tensor([3.0, 9.0]), **conditioning.kwargs())
+    model.zero_grad()
     output.square().mean().backward()
-    assert model.denoiser.get_parameter("middle_block.2.proj_out.weight").grad.abs().max() > 0
+    return model.get_parameter(name).grad.abs()
+
+
+def test_new_tokens_learn(registry, tmp_path):
+    source, model = made(registry), made(registry, {"plain_attention": True}, new={"tokens": 6})
+    check(model, source, registry, tmp_path / "source")
+    assert gradient(model, "denoiser.middle_block.2.proj_out.weight").max() > 0
 
 
 def test_new_conditions_learn(registry, tmp_path):
     source, model = made(registry), made(registry, new={"vector": 6, "concat": 2})
     check(model, source, registry, tmp_path / "source")
-    model.train()
-    conditioning = model.conditioners(
-        {"new": {"hint": torch.ones(2, 1)}}, {"new": torch.ones(2, dtype=torch.bool)}, model.canvas(), 2
-    )
-    output = model.denoiser(torch.randn(2, 4, 8, 8), torch.tensor([3.0, 9.0]), **conditioning.kwargs())
-    output.square().mean().backward()
-    projection = model.conditioners.get_submodule("_vector_projections.new")
-    assert projection.weight.grad.abs().max() > 0
-    assert model.denoiser.get_parameter("input_blocks.0.0.weight").grad[:, 4:].abs().max() > 0
+    assert gradient(model, "conditioners._vector_projections.new.weight").max() > 0
+    assert gradient(model, "denoiser.input_blocks.0.0.weight")[:, 4:].max() > 0
 
 
 def test_known_conditions_keep_their_weights_and_channels_wherever_they_stand(registry, tmp_path):

@@ -6,14 +6,15 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldmkit import diffusion as objectives
 from ldmkit.autoencoder import KLAutoencoder
 from ldmkit.conditioning import Conditioner, ConditionerSet, Conditioning, Dropout, Ports
-from ldmkit.errors import CheckpointError, UsageError
-from ldmkit.latent_diffusion import LatentDiffusion, sampling, to_pil
+from ldmkit.errors import CheckpointError, ResourceError, UsageError
+from ldmkit.latent_diffusion import LatentDiffusion, files, sampling, to_pil
 from ldmkit.latent_diffusion.files import read_config, read_weights
 from ldmkit.samplers import ddim, ddpm
 from ldmkit.unet import UNet
@@ -221,6 +222,20 @@ def test_saving_never_overwrites(model, tmp_path):
     with pytest.raises(CheckpointError, match="exists already"):
         model.save(tmp_path / "m")
     assert (tmp_path / "m" / "mine").read_text() == "keep"
+
+
+def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(ResourceError, match=r"cannot be written to .*No space left"):
+        model.save(tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=r"cannot be written to .*Not a directory"):
+        model.save(tmp_path / "file" / "m")
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from ldmkit import planning, plugins, scaling
+from ldmkit import hookimpl, planning, plugins, scaling
 from ldmkit.build import build
+from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports, Tensors
 from ldmkit.recipe import Recipe
 
 LOAD = scaling.Load(
@@ -128,6 +130,56 @@ def test_what_a_backward_pass_needs_is_counted_once() -> None:
     inputs, inside = 4 * (2 * 4 + 2 * 6), max(4 * (2 * 4 + 2 * 6), 4 * 2 * 8)
     assert again.activations == inputs + inside
     assert whole.flops == again.flops == 2 * 2 * (4 * 6 + 6 * 8)
+
+
+class Line(Conditioner):
+    """One layer and a tanh: what both keep for the backward pass can be counted by hand."""
+
+    reads = ("label",)
+
+    def __init__(self, *, looks: bool = False) -> None:
+        super().__init__()
+        self.emits, self.looks, self.layer = Ports(vector=8), looks, nn.Linear(4, 8)
+
+    def prepare(self, sample: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensors:
+        return {"numbers": torch.ones(4)}
+
+    def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
+        if self.looks and prepared["numbers"].sum() > 0:
+            return self.null(canvas)
+        return Conditioning(vector=self.layer(prepared["numbers"]).tanh())
+
+    def null(self, canvas: Canvas) -> Conditioning:
+        return Conditioning(vector=canvas.zeros(1, 8))
+
+
+class Lines:
+    @hookimpl
+    def ldmkit_register_conditioners(self, register: Any) -> None:
+        register("line", Line)
+
+
+def test_what_conditioners_compute_and_keep_is_counted() -> None:
+    registry = plugins.load(only=[], extra=[Lines()])
+    digits = {**BASE, "data": {"type": "digits", "size": 32}}
+
+    def planned(**slots: Any) -> planning.Plan:
+        return planning.plan(Recipe.parse({**digits, "conditioners": slots}), registry, [1])
+
+    one, two = planned(a={"type": "line"}), planned(a={"type": "line"}, b={"type": "line"})
+    kept = 4 * (4 + 8)  # the layer's input and the tanh's output
+    both = [plan.shares[0].copies for plan in (one, two)]
+    width = 4 * digits["denoiser"]["channels"]  # that vectors are projected to
+    assert both[1].parameters - both[0].parameters == 4 * (8 * (4 + 1) + width * (8 + 1))
+    assert both[1].activations - both[0].activations == 64 * kept
+    assert [part.flops for part in two.parts if part.kind == "line"] == [2 * 4 * 8] * 2
+    assert two.shares[0].flops - one.shares[0].flops == 3 * 64 * 2 * 4 * 8
+    frozen = planned(a={"type": "line"}, b={"type": "line", "freeze": True})
+    assert frozen.shares[0].copies.activations == both[0].activations, "no backward pass"
+    assert frozen.stages[1].memory < two.stages[1].memory
+    blind = planned(a={"type": "line"}, b={"type": "line", "looks": True})
+    assert blind.uncounted == ("b",)
+    assert blind.shares[0].copies.activations == both[0].activations
 
 
 def test_the_plan_has_a_share_for_each_number_asked_for() -> None:

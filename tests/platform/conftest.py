@@ -1,13 +1,16 @@
-"""A recipe of a second or two: small scenes, pixels for latents, a UNet of a few thousand parameters."""
+"""A recipe of a second or two: small scenes, pixels for latents, a UNet of a few thousand parameters; a sound conditioner."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+from ldmkit.conditioning import Conditioner, Conditioning, Ports
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -37,10 +40,22 @@ def tiny() -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of another number of threads have other last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+class Level(Conditioner):
+    """How many shapes there are, by tokens and vector: sound, and made to be spoiled."""
+
+    reads = ("shapes",)
+
+    def __init__(self, *, width: int = 4) -> None:
+        super().__init__()
+        self.emits = Ports(tokens=width, vector=width, length=1)
+        self.net = nn.Linear(1, width)
+
+    def prepare(self, sample, generator=None):
+        return {"level": torch.tensor([float(sample["shapes"])])}
+
+    def encode(self, prepared, canvas):
+        vector = self.net(prepared["level"])
+        return Conditioning(tokens=vector[:, None], vector=vector)
+
+    def null(self, canvas):
+        return Conditioning(tokens=canvas.zeros(1, 1, self.emits.tokens), vector=canvas.zeros(1, self.emits.vector))

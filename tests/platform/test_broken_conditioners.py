@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import nn
 
 from ldmkit import hookimpl, plugins
 from ldmkit.build import build, datasets, fit
-from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning, Ports
+from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning
 from ldmkit.conditioning import values as user_values
 from ldmkit.conditioning.conditioner_set import CLOSE_LOOK
 from ldmkit.data import batches
@@ -24,29 +23,9 @@ from ldmkit.recipe import Recipe
 from ldmkit.run import run
 from ldmkit.rundir import read_status
 from ldmkit.training.checkpoint import Checkpoints
+from tests.platform.conftest import Level
 
 CANVAS = Canvas((32, 32), (8, 8), torch.device("cpu"), torch.float32, lambda images: images)
-
-
-class Level(Conditioner):
-    """Sound: a number a picture, by tokens and vector."""
-
-    reads = ("shapes",)
-
-    def __init__(self, *, width: int = 4) -> None:
-        super().__init__()
-        self.emits = Ports(tokens=width, vector=width, length=1)
-        self.net = nn.Linear(1, width)
-
-    def prepare(self, sample, generator=None):
-        return {"level": torch.tensor([float(sample["shapes"])])}
-
-    def encode(self, prepared, canvas):
-        vector = self.net(prepared["level"])
-        return Conditioning(tokens=vector[:, None], vector=vector)
-
-    def null(self, canvas):
-        return Conditioning(tokens=canvas.zeros(1, 1, self.emits.tokens), vector=canvas.zeros(1, self.emits.vector))
 
 
 class GivesNone(Level):
@@ -199,7 +178,14 @@ def test_memory_that_runs_out_is_no_fault_of_the_plugin():
     [
         ({"level": 3.0}, r"prepared \{'level': float\}; expected a dict of tensors"),
         (torch.zeros(1), r"prepared Tensor; expected a dict of tensors"),
-        ({"level": torch.zeros(2)}, r"raised RuntimeError in collate: stack expects each tensor to be equal size"),
+        (
+            {"level": torch.zeros(2)},
+            r"prepared level with the shape \(1\) for the first sample of a batch and \(2\) for number 2",
+        ),
+        (
+            {"depth": torch.zeros(1)},
+            r"prepared level with the shape \(1\) for the first sample of a batch and none for number 2",
+        ),
     ],
 )
 def test_what_prepare_and_collate_return_is_looked_at(row, words):

@@ -6,36 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from ldmkit import hookimpl, plugins
 from ldmkit.build import build, datasets
-from ldmkit.conditioning import Conditioner, Conditioning, Ports
+from ldmkit.conditioning import Conditioner
 from ldmkit.errors import PluginError
 from ldmkit.recipe import Recipe
 from ldmkit.run import run
 from ldmkit.training.probe import probe
-
-
-class Level(Conditioner):
-    """How many shapes there are, by tokens and vector."""
-
-    reads = ("shapes",)
-
-    def __init__(self, *, width: int = 4) -> None:
-        super().__init__()
-        self.emits = Ports(tokens=width, vector=width, length=1)
-        self.net = nn.Linear(1, width)
-
-    def prepare(self, sample, generator=None):
-        return {"level": torch.tensor([float(sample["shapes"])])}
-
-    def encode(self, prepared, canvas):
-        vector = self.net(prepared["level"])
-        return Conditioning(tokens=vector[:, None], vector=vector)
-
-    def null(self, canvas):
-        return Conditioning(tokens=canvas.zeros(1, 1, self.emits.tokens), vector=canvas.zeros(1, self.emits.vector))
+from tests.platform.conftest import Level
 
 
 class OneRow(Level):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports, Tensor
 from ldmkit.data import Field, Info, Source
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
+from tests.conftest import checksums
 
 
 class Squares(Source):
@@ -89,6 +90,8 @@ class Watcher:
         register("place", Place)
 
 
+# Of the core: for runs in processes that have no plugin made of objects.
+FEW = {"type": "scenes", "size": 32, "count": 24, "held_out": 8}
 RECIPE: dict[str, Any] = {
     "name": "tiny",
     "data": {"type": "squares", "size": 32},
@@ -108,6 +111,12 @@ RECIPE: dict[str, Any] = {
     "sample": {"steps": 2, "count": 2},
     "evaluate": ["psnr"],
 }
+
+
+@pytest.fixture(autouse=True)
+def few_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples, of networks that have learned nothing."""
+    monkeypatch.setattr("ldmkit.finishing.EVALUATED", 8)
 
 
 @pytest.fixture
@@ -136,22 +145,6 @@ def recipe() -> Callable[..., Recipe]:
     return make
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of another number of threads have other last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def bits() -> Callable[[Path, str], dict[str, str]]:
-    def checksums(run: Path, stage: str) -> dict[str, str]:
-        from ldmkit.training.checkpoint import Checkpoints
-
-        newest = Checkpoints(run / "checkpoints" / stage).newest()
-        assert newest is not None
-        return {name: entry["sha256"] for name, entry in newest.manifest["files"].items()}
-
-    return checksums
+    return lambda run, stage: checksums(run / "checkpoints" / stage)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ldmkit.errors import RecipeError, ResourceError
+from ldmkit.errors import DataError, RecipeError, ResourceError
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.run import run
@@ -75,6 +78,44 @@ def test_a_batch_that_cannot_be_shared(recipe: Recipes, registry: Registry, tmp_
     assert "train.batch: a batch of 7 cannot be shared by 2 processes equally" in str(errors[0])
     assert "6 or 8 can be shared" in str(errors[0])
     assert (errors[0].elsewhere, errors[1].elsewhere) == (False, True), "it is said once"
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launchers_processes_find_each_other(launcher: str, recipe: Recipes, tmp_path: Path) -> None:
+    """With the real ones, as far as it needs two processes to say no: what follows is tested without their start-up."""
+    asked = recipe(data={"type": "digits", "size": 32}, conditioners={}, train__batch=7)
+    (tmp_path / "recipe.yaml").write_text(asked.to_yaml(), "utf-8")
+    command = [sys.executable, "-m", *LAUNCHERS[launcher]]
+    if launcher == "accelerate":
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            command += ["--main_process_port", str(found.getsockname()[1]), "--mixed_precision", "no"]
+        command += ["--dynamo_backend", "no"]
+    command += ["-m", "ldmkit", "run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    said = "train.batch: a batch of 7 cannot be shared by 2 processes equally"
+    assert (ended.returncode != 0, ended.stderr.count(said)) == (True, 1), ended.stderr
+
+
+def test_data_that_differ_from_machine_to_machine(
+    recipe: Recipes, registry: Registry, tmp_path: Path, in_ranks: InRanks
+) -> None:
+    def action(ranks: Ranks) -> None:
+        asked = recipe(data__count=24 - ranks.rank)  # as where a copy is not complete
+        run(asked, tmp_path / "r", registry=registry, console=False)
+
+    first, second = in_ranks(2, action, joined=False)
+    assert isinstance(second, DataError)
+    assert "there are 23 samples and 23 held out, and the first process sees 24 and 24" in str(second)
+    assert isinstance(first, ResourceError)
+    assert "rank 1 ended: there are 23 samples" in str(first)
 
 
 def test_a_directory_in_use_ends_all(recipe: Recipes, registry: Registry, tmp_path: Path, in_ranks: InRanks) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,42 @@ import pytest
 import torch
 
 from ldmkit import cli
-from ldmkit.errors import UsageError
+from ldmkit.errors import ResourceError, UsageError
 from ldmkit.recipe import Recipe
 from ldmkit.verify import Verification, _compare, _first, shortened, verify_resume
+from tests.conftest import ended, forked
+from tests.run.conftest import FEW
+
+
+class Forking:
+    """The first process as it is; the others in forks of this one, whose imports alone would take longer than their runs."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def run(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        self.begun += 1
+        if self.begun == 1:
+            return subprocess.run(command, **options)
+        _, flag, code, arguments = command
+
+        def act() -> None:
+            sys.argv = [flag, arguments]
+            exec(code, {})
+
+        return subprocess.CompletedProcess(command, ended(forked(act)), "", "")
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_both_stages_ends_with_the_same_bits(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
-    digits = recipe(data={"type": "digits", "size": 32}, conditioners={}, evaluate=[])
-    found = verify_resume(digits, 3, 1, folder=tmp_path / "runs")
+def test_a_run_killed_in_both_stages_ends_with_the_same_bits(
+    tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forking = Forking()
+    monkeypatch.setattr("ldmkit.verify.subprocess", forking)
+    plain = recipe(data=FEW, conditioners={}, evaluate=[])
+    found = verify_resume(plain, 3, 1, folder=tmp_path / "runs")
     assert found.same, found.different
+    assert forking.begun == 4  # whole, killed in each of two stages, and on to the end
     stages = {name.partition("/")[0] for name in found.files}
     assert stages == {"autoencoder", "first-stage", "scale", "diffusion"}
     assert "diffusion/ema.safetensors" in found.files
@@ -38,6 +66,27 @@ def test_the_recipe_is_shortened_and_nothing_else(recipe: Callable[..., Recipe])
     assert short.autoencoder.train.steps == 9
     assert short.denoiser == recipe().denoiser
     assert short.seed == recipe().seed
+
+
+def test_what_waits_for_a_later_step_begins_before_the_kill(recipe: Callable[..., Recipe]) -> None:
+    """Else six steps would say nothing about the discriminator's optimizer, or that of a slot which is frozen at first."""
+    game = {"perceptual": None, "adversarial": {"start": 5000, "layers": 1, "channels": 8}}
+    vq = {**recipe().resolved()["autoencoder"], "type": "vq", "codebook": 16, "revive": 100, "loss": game}
+    slow = recipe(autoencoder=vq, conditioners={"place": {"freeze": 1000, "places": 4}})
+    short = shortened(slow, 9, 4)
+    assert short.autoencoder.loss.adversarial.start == 3
+    assert short.autoencoder.revive == 3
+    assert short.conditioners["place"].freeze == 3
+    early = recipe(conditioners={"place": {"freeze": True, "places": 4}})  # the game starts with step 2 there
+    assert shortened(early, 9, 4).autoencoder.loss.adversarial.start == 2
+    assert shortened(early, 9, 4).conditioners["place"].freeze is True
+
+
+def test_no_place_for_the_runs(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    plain = recipe(data={"type": "digits", "size": 32}, conditioners={})
+    with pytest.raises(ResourceError, match=r"no directory can be made for the two runs: Not a directory"):
+        verify_resume(plain, 3, 1, folder=tmp_path / "file" / "runs")
 
 
 def test_a_difference_is_named() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from ldmkit.autoencoder import Autoencoder, AutoencoderLoss, make, make_loss
 from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning, Dropout, Ports, Tensors
 from ldmkit.data import Dataset, Field, Info, Source
 from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.training.stop import Stop
 from ldmkit.unet import UNet
 
 
@@ -66,6 +67,21 @@ class Label(Conditioner):
         return Conditioning(vector=self.nothing)
 
 
+class Soon(Stop):
+    """Asks for a stop when it has been polled `polls` times by the loop, once a step."""
+
+    def __init__(self, polls: int) -> None:
+        super().__init__()
+        self.left = polls
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            self.request()
+        return self._signal is not None
+
+
 def make_data(**options: Any) -> Dataset:
     source = {key: options.pop(key) for key in ("count", "labelled") if key in options}
     return Dataset(Squares(**source), size=16, seed=3, **options)
@@ -103,15 +119,6 @@ def toy() -> SimpleNamespace:
     return SimpleNamespace(
         data=make_data, model=make_model, losses=make_losses, settings=settings, Label=Label, Autoencoder=Autoencoder
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of another number of threads have other last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from ldmkit.errors import CheckpointError, DivergedError
+from ldmkit.errors import CheckpointError, DivergedError, ResourceError
+from ldmkit.training import publish
 from ldmkit.training.checkpoint import Checkpoints, first_not_finite
 from ldmkit.training.publish import MANIFEST
 
@@ -72,6 +76,49 @@ def test_a_damaged_newest_one_falls_back_and_says_so(tmp_path: Path, name: str, 
     assert checkpoints.skipped[0].startswith("step-00000020")
 
 
+def test_no_bit_of_the_manifest_may_differ(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10, 20)
+    manifest = tmp_path / "step-00000020" / MANIFEST
+    content = manifest.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 7  # it stays ASCII
+        manifest.write_bytes(flipped)
+        try:
+            newest = checkpoints.newest()
+        except CheckpointError:  # of a later format, as far as anybody can tell
+            assert json.loads(flipped)["format"] > publish.FORMAT
+            continue
+        assert newest is not None
+        assert newest.step == 10 or json.loads(flipped) == json.loads(content)  # white space says nothing
+
+
+def test_a_manifest_of_the_first_format_is_read(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10)
+    manifest = tmp_path / "step-00000010" / MANIFEST
+    before = {**json.loads(manifest.read_text()), "format": 1}  # which had no checksum of itself
+    del before["digest"]
+    manifest.write_text(json.dumps(before))
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.step == 10
+
+
+def test_a_stage_whose_every_checkpoint_is_damaged_does_not_begin_anew_unasked(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path).continued() is None
+    checkpoints = saved(tmp_path, 10, 20)
+    found = checkpoints.continued()
+    assert found is not None
+    assert found.step == 20
+    for step in ("step-00000010", "step-00000020"):
+        (tmp_path / step / "model.safetensors").write_bytes(b"")
+    assert checkpoints.newest() is None
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.continued()
+    assert f"no checkpoint in {tmp_path} is intact (step-00000020: model.safetensors is damaged" in str(caught.value)
+    assert "--fresh" in str(caught.value)
+
+
 def test_an_empty_directory_and_foreign_ones_are_passed_over(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     for name in ("step-00000030", "step-x", "notes", ".tmp-step-00000040-1"):
@@ -94,6 +141,17 @@ def test_the_best_is_kept_beside_the_last_n(tmp_path: Path) -> None:
     for step, score in ((1, 0.5), (2, 0.1), (3, 0.3), (4, 0.4)):
         checkpoints.save(step, tensors(step), {}, score=score)
     assert names(tmp_path) == ["step-00000002", "step-00000004"]
+
+
+def test_a_score_that_is_no_number_is_none(tmp_path: Path) -> None:
+    """Nothing was held out: there is no best one to keep beside the last."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2, 3):
+        checkpoints.save(step, tensors(step), {}, score=float("nan"))
+    assert names(tmp_path) == ["step-00000003"]
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.manifest["score"] is None
 
 
 def test_nothing_is_pruned_for_a_newer_one_that_is_damaged(tmp_path: Path) -> None:
@@ -135,7 +193,13 @@ def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path
     with pytest.raises(DivergedError, match="bad"):
         checkpoints.save(1, bad, {})
     assert checkpoints.newest() is None
+    publish.publish(tmp_path / "step-00000002", bad, {"trainer": {}}, {"step": 2, "score": None})
+    newest = checkpoints.newest()
+    assert newest is not None
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: the tensor bad holds values that are not finite"):
+        newest.tensors("model")
     assert first_not_finite({"a": torch.tensor([float("-inf")]), "b": torch.ones(2)}) == "a"
+    assert first_not_finite({"a": torch.tensor([1e300], dtype=torch.float64)}) is None
     assert first_not_finite({"a": torch.arange(3), "b": torch.ones(0)}) is None
 
 
@@ -176,3 +240,55 @@ def test_a_full_disk_is_an_error_that_says_how_much_is_needed(tmp_path: Path) ->
     assert "0.4 MiB needed" in done.stdout
     assert "MiB free" in done.stdout
     assert "['step-00000001']" in done.stdout  # nothing half-written stays
+
+
+def test_a_file_system_that_renames_no_directory_of_a_lower_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 1, 2)
+    rename = os.rename
+
+    def refusing(source: Path, target: Path) -> None:
+        if Path(source).name.startswith("step-"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    (tmp_path / "step-00000002" / "model.safetensors").write_bytes(b"half")
+    saved(tmp_path, 2, 3)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+    assert [found.step for found in Checkpoints(tmp_path).all()] == [2, 3]
+
+
+def test_a_file_system_that_syncs_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def refusing(number: int) -> Any:
+        def sync(descriptor: int) -> None:
+            if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+                raise OSError(number, os.strerror(number))
+            fsync(descriptor)
+
+        return sync
+
+    monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
+    saved(tmp_path, 1)
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(ResourceError, match="Input/output error"):
+        saved(tmp_path, 2)
+    assert [found.step for found in Checkpoints(tmp_path).all()] == [1]
+
+
+def test_a_json_file_that_cannot_be_replaced_stays_and_nothing_lies_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish.write_json(tmp_path / "plan.json", [1])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        publish.write_json(tmp_path / "plan.json", [2])
+    assert names(tmp_path) == ["plan.json"]
+    assert json.loads((tmp_path / "plan.json").read_text()) == [1]

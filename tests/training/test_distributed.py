@@ -246,13 +246,34 @@ def test_a_parameter_that_takes_no_part_is_named(toy: SimpleNamespace, tmp_path:
         assert "conditioners.label.spare.weight and 1 more took no part in the loss" in str(error)
 
 
-def test_shards_refuse_half_precision_that_needs_a_scale(
+@pytest.mark.slow
+def test_shards_agree_on_the_loss_scale_of_half_precision(
     toy: SimpleNamespace, tmp_path: Path, in_ranks: InRanks
 ) -> None:
-    half = Runtime(dtype=torch.float16)
-    for error in in_ranks(2, lambda ranks: train(toy, tmp_path, ranks, runtime=half, shard=True)):
-        assert isinstance(error, ResourceError)
-        assert "fsdp" in str(error)
+    """An overflow in one rank's shard is everybody's: all skip, and all halve their scale."""
+    half, changes = Runtime(dtype=torch.float16), {"steps": 4, "clip": None}
+    train(toy, tmp_path / "one", runtime=half, changes=changes)
+
+    def action(ranks: Ranks) -> tuple[int, float, int, str]:
+        model, calls = make(toy), []
+
+        def poison(value: Tensor) -> Tensor:
+            calls.append(int(value.requires_grad))
+            if ranks.rank == 1 and sum(calls) == 3 and value.requires_grad:
+                zero = value - value.detach()
+                return value + torch.sqrt(zero * zero)  # whose gradient at zero is not a number
+            return value
+
+        model.conditioners["label"].poison = poison
+        state = train(toy, tmp_path / "two", ranks, model=model, runtime=half, changes=changes, shard=True)
+        return state.skipped, state.scaler.get_scale(), state.scaler._get_growth_tracker(), digest(trainable(model))
+
+    first, second = in_ranks(2, action)
+    assert first == second
+    one = newest(tmp_path / "one").state
+    assert first[0] == one["skipped"] + 1
+    assert first[1] == one["scaler"]["scale"] / 2
+    assert series(tmp_path / "two", "loss")[:2] == pytest.approx(series(tmp_path / "one", "loss")[:2], abs=1e-2)
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import time
 from pathlib import Path
 
@@ -70,6 +72,51 @@ def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
     for step in range(3):
         log.append("diffusion", step, {"loss": 1.0})
     assert out.getvalue().count("warning") == 1
+
+
+def test_lines_are_written_again_as_soon_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    log = Log(tmp_path, console=Console(file=out))
+    log.append("diffusion", 1, {"loss": 1.0})
+    with open(tmp_path / METRICS, "a") as file:
+        file.write('{"stage": "diffusion", "st')  # half of a line is what a full disk took
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", full)
+        for step in (2, 3):
+            log.append("diffusion", step, {"loss": 1.0})
+    for step in (4, 5):
+        log.append("diffusion", step, {"loss": 1.0})
+    assert [line["step"] for line in read(tmp_path / METRICS)] == [1, 4, 5]
+    assert out.getvalue().count("warning") == 1
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_for_tensorboard_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its events are written by a thread, and fail late: in any later call, and again when it is closed."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    out = io.StringIO()
+    log = Log(tmp_path, console=Console(file=out))
+    for broken in ("add_scalar", "add_image", "close"):
+        with monkeypatch.context() as patch, log.stage(broken, total=4, every=1) as stage:
+            patch.setattr(SummaryWriter, broken, full)
+            stage.step(1, {"loss": 1.0}, images=4)
+            log.picture(1, Image.new("RGB", (6, 4)), tmp_path / "sheet.png")
+            stage.step(2, {"loss": 1.0}, images=4)
+    assert out.getvalue().count("could not write TensorBoard events") == 1
+    assert [line["step"] for line in read(tmp_path / METRICS)] == [1, 2] * 3
+
+
+def test_a_full_disk_is_no_reason_not_to_begin_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(Log(tmp_path), 0, 8)
+    before = (tmp_path / METRICS).read_text()
+    monkeypatch.setattr("ldmkit.training.log.os.replace", full)
+    train(Log(tmp_path), 4, 5)
+    assert (tmp_path / METRICS).read_text().startswith(before)
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_observers_get_what_is_written(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ldmkit.errors import CheckpointError, ResourceError
-from ldmkit.recipe import Train
+from ldmkit.recipe import AutoencoderTrain, Train
 from ldmkit.recipe.training import LambdaSchedule
 from ldmkit.training.optim import Group, Optimization, rate_factor, schedule_of
 
@@ -182,6 +182,8 @@ def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ValidationError, match=r"adam decays no weights, and weight_decay is 0\.1"):
         Train(steps=10, optimizer="adam", weight_decay=0.1)
     assert Train(steps=10, optimizer="adam").weight_decay is None
+    with pytest.raises(ValidationError, match="the autoencoder's stage takes each batch whole"):
+        AutoencoderTrain(steps=10, accumulate=2)
     again = Train.model_validate(Train(steps=10, optimizer="adam").model_dump())
     assert (again.optimizer, again.weight_decay) == ("adam", None)
 

@@ -24,6 +24,8 @@ from ldmkit.training.posthoc import (
     width,
 )
 from ldmkit.training.stop import Interrupted, Stop
+from tests.conftest import checksums
+from tests.training.conftest import Soon
 
 STEPS = 240
 
@@ -146,34 +148,13 @@ def train(toy: SimpleNamespace, folder: Path, stop: Stop | None = None) -> None:
     )
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    newest = Checkpoints(folder / "diffusion").newest()
-    assert newest is not None
-    return {name: entry["sha256"] for name, entry in newest.manifest["files"].items()}
-
-
-class AtStep(Stop):
-    """Asks for a stop when the loop polls it for the n-th time, once a step."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.left = n
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        if self.left == 0:
-            self.request()
-        return self._signal is not None
-
-
 def test_an_interrupted_training_tracks_the_same_bits(toy: SimpleNamespace, tmp_path: Path) -> None:
     train(toy, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        train(toy, tmp_path / "parts", AtStep(5))
+        train(toy, tmp_path / "parts", Soon(5))
     train(toy, tmp_path / "parts")
-    assert checksums(tmp_path / "parts") == checksums(tmp_path / "whole")
-    assert "post-hoc.safetensors" in checksums(tmp_path / "whole")
+    assert checksums(tmp_path / "parts" / "diffusion") == checksums(tmp_path / "whole" / "diffusion")
+    assert "post-hoc.safetensors" in checksums(tmp_path / "whole" / "diffusion")
     places = [tmp_path / name / "diffusion" / SNAPSHOTS for name in ("whole", "parts")]
     for one, other in zip(*map(snapshots, places), strict=True):
         assert one.step == other.step

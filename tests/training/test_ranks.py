@@ -146,6 +146,9 @@ def test_an_environment_that_is_incomplete(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ResourceError, match="WORLD_SIZE is 4, and RANK, MASTER_PORT are not set"), launched():
         pass
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ResourceError, match="WORLD_SIZE is 'many'"), launched():
+        pass
     monkeypatch.setenv("WORLD_SIZE", "1")
     with launched() as ranks:
         assert ranks == Ranks()

@@ -16,6 +16,8 @@ from ldmkit.training.checkpoint import Checkpoints
 from ldmkit.training.diffusion import train_diffusion
 from ldmkit.training.log import Log, read
 from ldmkit.training.stop import Interrupted, Stop
+from tests.conftest import checksums
+from tests.training.conftest import Soon
 
 
 class CrashError(Exception):
@@ -69,32 +71,17 @@ def autoencoder(toy: SimpleNamespace, folder: Path, *, kind: str, stop: Stop | N
     )
 
 
-def bits(folder: Path) -> dict[str, str]:
-    """The checksums of everything in the newest checkpoint: weights, average, optimizers, counters."""
-    newest = Checkpoints(folder).newest()
-    assert newest is not None
-    return {name: entry["sha256"] for name, entry in newest.manifest["files"].items()}
+@pytest.fixture(scope="module")
+def uninterrupted(toy: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What nothing stopped; to be read only."""
+    folder = tmp_path_factory.mktemp("whole")
+    diffusion(toy, folder)
+    return folder
 
 
-class Soon(Stop):
-    """Asks for a stop when it has been polled `polls` times by the loop, once a step."""
-
-    def __init__(self, polls: int) -> None:
-        super().__init__()
-        self.left = polls
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        if self.left == 0:
-            self.request()
-        return self._signal is not None
-
-
-@pytest.fixture
-def whole(toy: SimpleNamespace, tmp_path: Path) -> dict[str, str]:
-    diffusion(toy, tmp_path / "whole")
-    return bits(tmp_path / "whole" / "diffusion")
+@pytest.fixture(scope="module")
+def whole(uninterrupted: Path) -> dict[str, str]:
+    return checksums(uninterrupted / "diffusion")
 
 
 def test_there_is_something_to_compare(whole: dict[str, str]) -> None:
@@ -110,7 +97,7 @@ def test_stopped_at_every_step(toy: SimpleNamespace, tmp_path: Path, whole: dict
         assert newest is not None
         assert newest.step == stops
     diffusion(toy, tmp_path / "parts")
-    assert bits(tmp_path / "parts" / "diffusion") == whole
+    assert checksums(tmp_path / "parts" / "diffusion") == whole
     steps = [line["step"] for line in read(tmp_path / "parts" / "metrics.jsonl") if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
 
@@ -124,10 +111,10 @@ def test_a_crash_loses_no_more_than_the_steps_since_the_checkpoint(
     assert newest is not None
     assert newest.step == 4
     diffusion(toy, tmp_path / "parts")
-    assert bits(tmp_path / "parts" / "diffusion") == whole
+    assert checksums(tmp_path / "parts" / "diffusion") == whole
 
 
-def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bits(
+def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_checksums(
     toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]
 ) -> None:
     with pytest.raises(CrashError):
@@ -135,7 +122,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bits(
     path = tmp_path / "parts" / "diffusion" / "step-00000004" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
     diffusion(toy, tmp_path / "parts")
-    assert bits(tmp_path / "parts" / "diffusion") == whole
+    assert checksums(tmp_path / "parts" / "diffusion") == whole
 
 
 def test_more_steps_extend_a_finished_stage(toy: SimpleNamespace, tmp_path: Path) -> None:
@@ -143,7 +130,7 @@ def test_more_steps_extend_a_finished_stage(toy: SimpleNamespace, tmp_path: Path
     diffusion(toy, tmp_path / "whole", settings={**constant, "steps": 5})
     diffusion(toy, tmp_path / "parts", settings={**constant, "steps": 3})
     diffusion(toy, tmp_path / "parts", settings={**constant, "steps": 5})
-    assert bits(tmp_path / "parts" / "diffusion") == bits(tmp_path / "whole" / "diffusion")
+    assert checksums(tmp_path / "parts" / "diffusion") == checksums(tmp_path / "whole" / "diffusion")
 
 
 def test_streams_resume_as_well(toy: SimpleNamespace, tmp_path: Path) -> None:
@@ -152,22 +139,19 @@ def test_streams_resume_as_well(toy: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         diffusion(toy, tmp_path / "parts", stop=Soon(3), **endless)
     diffusion(toy, tmp_path / "parts", **endless)
-    assert bits(tmp_path / "parts" / "diffusion") == bits(tmp_path / "whole" / "diffusion")
+    assert checksums(tmp_path / "parts" / "diffusion") == checksums(tmp_path / "whole" / "diffusion")
 
 
-def test_cached_latents_change_nothing_but_rounding(
-    toy: SimpleNamespace, tmp_path: Path, whole: dict[str, str]
-) -> None:
-    diffusion(toy, tmp_path / "cached", cached=True)
-    plain = Checkpoints(tmp_path / "whole" / "diffusion").newest()
-    cached = Checkpoints(tmp_path / "cached" / "diffusion").newest()
+def test_cached_latents_change_nothing_but_rounding(toy: SimpleNamespace, tmp_path: Path, uninterrupted: Path) -> None:
+    diffusion(toy, tmp_path, cached=True)
+    plain, cached = (Checkpoints(folder / "diffusion").newest() for folder in (uninterrupted, tmp_path))
     assert plain is not None
     assert cached is not None
     one, other = (torch.cat([v.flatten() for v in c.tensors("model").values()]) for c in (plain, cached))
     assert float((one - other).norm() / one.norm()) < 1e-4
     losses = [
-        [line["loss"] for line in read(tmp_path / kind / "metrics.jsonl") if "loss" in line]
-        for kind in ("whole", "cached")
+        [line["loss"] for line in read(folder / "metrics.jsonl") if "loss" in line]
+        for folder in (uninterrupted, tmp_path)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
@@ -181,8 +165,8 @@ def test_the_autoencoder_stage_with_both_its_optimizers(toy: SimpleNamespace, tm
     with pytest.raises(CrashError):
         autoencoder(toy, tmp_path / "parts", kind=kind, crash_at=5)
     autoencoder(toy, tmp_path / "parts", kind=kind)
-    expected = bits(tmp_path / "whole" / "autoencoder")
+    expected = checksums(tmp_path / "whole" / "autoencoder")
     assert {"generator-optimizer.safetensors", "discriminator-optimizer.safetensors", "losses.safetensors"} <= set(
         expected
     )
-    assert bits(tmp_path / "parts" / "autoencoder") == expected
+    assert checksums(tmp_path / "parts" / "autoencoder") == expected

@@ -35,6 +35,13 @@ def test_threads() -> None:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 1), (3, 2), (64, 2)])
+def test_workers_take_the_cores_that_are_left(monkeypatch: pytest.MonkeyPatch, cores: int, workers: int) -> None:
+    monkeypatch.setattr(runtime, "_cores", lambda: cores)
+    assert runtime.resolve(device="cpu", workers="auto").workers == workers
+    assert runtime.resolve(device="cpu", workers=5).workers == 5
+
+
 def test_devices_are_named_by_number_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_devices", lambda: {"cuda": True, "mps": False, "cpu": True})
     monkeypatch.setattr(runtime, "_count", lambda kind: 2)
@@ -68,13 +75,18 @@ def test_channels_last_lays_out_convolutions_and_changes_no_number() -> None:
 
 
 def test_tf32_is_on_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has two sets of names for it: an answer by the one and none by the other is an error in whatever asks next."""
     monkeypatch.setattr(runtime, "_devices", lambda: {"cuda": True, "mps": False, "cpu": True})
-    products = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [product.fp32_precision for product in products]
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        for asked, expected in ((True, "tf32"), (False, "ieee")):
+        for asked in (False, True, False):
             runtime.resolve(device="cuda", precision="fp32", tf32=asked)
-            assert [product.fp32_precision for product in products] == [expected, expected]
+            assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (asked, asked)
+            assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if asked else "ieee")
+            assert (torch.backends.cudnn.conv.fp32_precision == "tf32") is asked
+            assert torch.get_float32_matmul_precision() == ("high" if asked else "highest")
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=asked):  # which reads what it will restore
+                pass
     finally:
-        for product, value in zip(products, before, strict=True):
-            product.fp32_precision = value
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -67,3 +67,49 @@ def test_a_second_signal_acts_at_once(number: signal.Signals) -> None:
     assert process.wait(10) == -number
     assert time.monotonic() - begun < 5
     process.stdout.close()
+
+
+BUSY = """
+import hashlib
+from ldmkit.training.stop import Stop
+with Stop() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        pass
+    print("saving", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # as deaf as a large file that is written
+"""
+
+
+def test_a_second_signal_acts_where_no_python_runs() -> None:
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_echo_is_no_second_signal(several: bool) -> None:
+    """`timeout` signals its child and its group; a shell that hangs up passes SIGHUP on, and the kernel sends another."""
+    with Stop(grace=10.0 if several else 0.0) as stop:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
+        assert stop.requested
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGHUP)  # later than any echo of another
+        assert stop.number in (signal.SIGTERM, signal.SIGHUP)
+
+
+def test_afterwards_signals_do_what_they_did() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
