@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class Run:
 
     path: Path
     recipe: Recipe
+    registry: Registry | None = field(default=None, repr=False, compare=False)  # the plugins it ran with
 
     @property
     def status(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Run:
         """
         from ldmkit.trained import load
 
-        return load(self.path)
+        return load(self.path, registry=self.registry)
 
     @cached_property
     def results(self) -> Results:
@@ -105,7 +106,7 @@ def run(
     asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     asked = _whole(asked.validate_components(registry), registry)
     path = Path(out).expanduser() if out is not None else Path("runs") / asked.name
-    result = Run(path, asked)
+    result = Run(path, asked, registry)
     with launched() as ranks, ExitStack() as stack, Stop(grace=REPEATED if ranks.count > 1 else 0.0) as stop:
         if not ranks.first:
             screen = Console(enabled=False)
@@ -291,7 +292,7 @@ def _say_end(screen: Console, result: Run, lines: list[str], seconds: float) -> 
     commands = [
         (f"ldmkit sample {result.path} -n 4", "more pictures"),
         (f"ldmkit evaluate {result.path}", "the figures again"),
-        (f"ldmkit export {result.path} --format diffusers --to DIR", "for other tools"),
+        (f"ldmkit export {result.path} --format hub --to DIR", "with a model card, to share"),
     ]
     screen.table([("report", str(result.report)), ("samples", str(result.path / "samples"))])
     screen.note("next:")

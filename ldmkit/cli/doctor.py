@@ -151,7 +151,7 @@ def _disk() -> Iterator[Finding]:
     if shared.is_dir():
         size = shutil.disk_usage(shared).total / 2**20
         small = size < SMALL_SHARED_MEMORY
-        remedy = "Small for data workers; keep runtime.workers at 0" if small else ""
+        remedy = "Small for several GPUs, whose NCCL uses it: start the container with --shm-size 1g" if small else ""
         yield Finding("/dev/shm", f"{size:.0f} MiB", None if small else True, remedy)
 
 

@@ -95,7 +95,8 @@ def resolve(
     if deterministic:
         # Read when cuBLAS is first used. What has no such algorithm warns, and may differ in the last bit.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the switch imports sympy, for seconds
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
     count = min(2, _cores() - 1) if workers == "auto" else workers
     return Runtime(where, dtype, compile, count, channels_last, checkpointing, worker_timeout)
 

@@ -256,6 +256,7 @@ def test_a_trained_autoencoder_is_taken_over(
     from ldmkit.build import load
 
     mine = load(result.path, registry=registry).autoencoder
+    assert result.model.autoencoder.weights_hash() == mine.weights_hash()  # whose plugin is nowhere installed
     assert mine.weights_hash() == load(copy, registry=registry).autoencoder.weights_hash()
 
 

@@ -31,7 +31,8 @@ def test_in_each_phase(
     phases: list[tuple[Any, str, Callable[[], bool], str]] = [
         (source, "__getitem__", lambda: stage() is None, "while reading the data"),
         (cache, "_encode", lambda: True, "while computing latents"),
-        (LatentDiffusion, "sample_batch", lambda: stage() == "diffusion", "training the diffusion stage, step 4 of 4"),
+        # The last pictures of the stage, which are drawn when its checkpoint is on the disk.
+        (LatentDiffusion, "sample_batch", lambda: stage() == "diffusion", "while evaluating"),
         (LatentDiffusion, "sample_batch", lambda: stage() == "evaluation", "while evaluating"),
     ]
     for owner, name, due, words in phases:

@@ -173,6 +173,19 @@ def test_pictures_are_drawn_with_average_weights_and_change_nothing(toy: SimpleN
     assert plain.step == watched.step
 
 
+def test_pictures_wait_for_the_checkpoint(toy: SimpleNamespace, tmp_path: Path) -> None:
+    """A process that is killed while they are drawn has lost nothing."""
+    seen: list[tuple[int, int]] = []
+    checkpoints = Checkpoints(tmp_path / "diffusion")
+
+    def look(step: int) -> None:
+        newest = checkpoints.newest()
+        seen.append((step, 0 if newest is None else newest.step))
+
+    train(toy, tmp_path, toy.model(), changes={"sample_every": 2, "checkpoint_every": 3, "steps": 6}, pictures=look)
+    assert seen == [(2, 0), (4, 3), (6, 6)]
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "stratified"])
 def test_validation_spreads_its_timesteps_over_all_pictures(
     toy: SimpleNamespace, sampling: str, monkeypatch: pytest.MonkeyPatch

@@ -28,11 +28,18 @@ def test_bf16_computes_in_bf16() -> None:
     assert not bf16.scaler().is_enabled()
 
 
+def test_deterministic_is_a_switch_that_goes_off_again() -> None:
+    """With it, an operation that has no algorithm of one order says so; a run without it does not inherit it."""
+    runtime.resolve(device="cpu", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    runtime.resolve(device="cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_threads() -> None:
-    before = torch.get_num_threads()
-    runtime.resolve(threads=1)
-    assert torch.get_num_threads() == 1
-    torch.set_num_threads(before)
+    runtime.resolve(threads=2)
+    assert torch.get_num_threads() == 2  # where every test begins with one
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 1), (3, 2), (64, 2)])

@@ -14,10 +14,12 @@ from ldmkit.training.stop import Interrupted, Stop
 
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
-    """A shell starts what it runs in the background with SIGINT ignored, which a run respects; here it is not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell ignores SIGINT in what it runs in the background, and nohup SIGHUP, which a run respects; here they are heard."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
