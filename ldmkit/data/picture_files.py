@@ -109,9 +109,8 @@ def look(path: str, limits: Limits, *, decode: bool = False, content: bytes | No
         frames = getattr(image, "n_frames", 1)
         turned = _orientation(image) >= 5
         if decode:
-            image.draft(
-                None, (max(1, image.width // 8), max(1, image.height // 8))
-            )  # a JPEG is read whole, but painted small
+            # A JPEG is read whole, but painted small.
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     if decode and kind == "PNG":  # Pillow stops at the last row; what the checksums say is only asked by `verify`
         with _opened(path, limits, content) as image:
