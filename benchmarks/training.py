@@ -22,14 +22,14 @@ import torch
 from torch import nn
 
 from ldmkit import plugins
-from ldmkit.build import build
+from ldmkit.assembly import build
 from ldmkit.errors import ResourceError
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.recipe import Recipe
 from ldmkit.training import runtime as runtimes
 from ldmkit.training.diffusion import begin
-from ldmkit.training.distributed import engine
-from ldmkit.training.ranks import Ranks
+from ldmkit.training.parallel.distributed import engine
+from ldmkit.training.parallel.ranks import Ranks
 
 # Side of the latents, rows of a batch, the UNet.
 SIZES: dict[str, tuple[int, int, dict[str, Any]]] = {

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmkit.nn import AttentionBlock, Downsample, ResidualBlock, Upsample
-from ldmkit.unet import UNet
+from ldmkit.denoiser import AttentionBlock, Downsample, ResidualBlock, Upsample
+from ldmkit.denoiser.unet import UNet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldmkit.autoencoder.nearest import CPU_CHUNK, by_product, by_tree, tree_wins
+from ldmkit.autoencoder.codebook_search import CPU_CHUNK, by_product, by_tree, tree_wins
 
 QUICK = [(n, k, c) for c in (3, 4, 8) for k in (64, 256, 2048) for n in (8192,)]
 FULL = [(n, k, c) for c in (2, 3, 4, 8, 16) for k in (64, 256, 512, 2048, 8192) for n in (16384, 65536)]

@@ -6,12 +6,10 @@ Public names are imported when first used (PEP 562): `import ldmkit` and `from l
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldmkit.build import build, fit
+    from ldmkit.assembly import build, fit
     from ldmkit.conditioning import (
         Batch,
         Canvas,
@@ -35,23 +33,23 @@ if TYPE_CHECKING:
         ResourceError,
         UsageError,
     )
-    from ldmkit.hookspecs import hookimpl
     from ldmkit.latent_diffusion import LatentDiffusion
+    from ldmkit.plugins.hookspecs import hookimpl
     from ldmkit.recipe import Recipe
     from ldmkit.recipe import load as load_recipe
-    from ldmkit.run import Run, run
-    from ldmkit.trained import load
+    from ldmkit.runs.loading import load
+    from ldmkit.runs.run import Run, run
 
 # Public name -> the module it comes from, and its name there where that differs.
 _PUBLIC = {
     "load_recipe": "ldmkit.recipe:load",
     "Recipe": "ldmkit.recipe",
-    "fit": "ldmkit.build",
-    "build": "ldmkit.build",
-    "load": "ldmkit.trained",
-    "run": "ldmkit.run",
-    "Run": "ldmkit.run",
-    "hookimpl": "ldmkit.hookspecs",
+    "fit": "ldmkit.assembly",
+    "build": "ldmkit.assembly",
+    "load": "ldmkit.runs.loading",
+    "run": "ldmkit.runs.run",
+    "Run": "ldmkit.runs.run",
+    "hookimpl": "ldmkit.plugins.hookspecs",
     "LatentDiffusion": "ldmkit.latent_diffusion",
     **dict.fromkeys(
         (
@@ -132,17 +130,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """`ldmkit.build` and `ldmkit.run` are functions, though modules of these names exist.
-
-    Python sets a submodule as an attribute of its package when it is imported, which would hide the function from then on.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _PUBLIC and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

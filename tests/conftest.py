@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from ldmkit.training.checkpoint import Checkpoints
-from ldmkit.training.launching import launched
-from ldmkit.training.ranks import Ranks
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
+from ldmkit.training.parallel.launch import launched
+from ldmkit.training.parallel.ranks import Ranks
 
 PATIENCE = 300.0  # seconds; far more than any of them needs on a busy machine
 

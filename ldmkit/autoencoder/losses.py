@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit.autoencoder import adversarial as game
-from ldmkit.autoencoder import over_ranks
+from ldmkit.autoencoder import all_reduce
 from ldmkit.autoencoder.adversarial import AdversarialOptions
 from ldmkit.autoencoder.discriminator import PatchDiscriminator
 from ldmkit.autoencoder.perceptual import Backbone, Perceptual
@@ -208,7 +208,7 @@ class AutoencoderLoss(nn.Module):
         down = down * (whole * torch.exp(-self.logvar.detach()))
         (up,) = torch.autograd.grad(adversarial, images)
         at_last = [torch.autograd.grad(images, last_layer, part, retain_graph=True)[0] for part in (down, up)]
-        weight = game.adaptive_weight(*over_ranks.mean(torch.stack(at_last)))
+        weight = game.adaptive_weight(*all_reduce.mean(torch.stack(at_last)))
         parts["adaptive_weight"] = weight
         weight = weight * options.weight * options.factor
         value = (nll + weight * adversarial).detach()
@@ -233,8 +233,8 @@ class AutoencoderLoss(nn.Module):
     @torch.no_grad()
     def _follow(self, real: Tensor, fake: Tensor, decay: float) -> None:
         if self.training:
-            self.lecam_real.lerp_(over_ranks.mean(real.mean()).to(self.lecam_real), 1 - decay)
-            self.lecam_fake.lerp_(over_ranks.mean(fake.mean()).to(self.lecam_fake), 1 - decay)
+            self.lecam_real.lerp_(all_reduce.mean(real.mean()).to(self.lecam_real), 1 - decay)
+            self.lecam_fake.lerp_(all_reduce.mean(fake.mean()).to(self.lecam_fake), 1 - decay)
 
 
 def make_loss(image_channels: int = 3, **options: Any) -> AutoencoderLoss:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmkit.autoencoder import over_ranks
-from ldmkit.autoencoder.nearest import nearest_code
+from ldmkit.autoencoder import all_reduce
+from ldmkit.autoencoder.codebook_search import nearest_code
 from ldmkit.errors import UsageError
 from ldmkit.random import generator
 
@@ -114,7 +114,7 @@ class Quantizer(nn.Module):
             else indices.new_zeros(self.codes)
         )
         if self.training and not indices.is_meta:
-            counts = over_ranks.total(counts)
+            counts = all_reduce.total(counts)
             terms |= self._upkeep(_rows(latents.detach()), indices.flatten(), counts)
         terms |= _report(counts)
         return Quantized(latents + (codes - latents).detach(), indices, terms)
@@ -139,7 +139,7 @@ class Quantizer(nn.Module):
 
     def _average(self, rows: Tensor, indices: Tensor, counts: Tensor, decay: float) -> None:
         """Eq. 6 to 8 of arXiv 1711.00937, appendix A.1."""
-        sums = over_ranks.total(torch.zeros_like(self.total).index_add_(0, indices, rows.to(self.total)))
+        sums = all_reduce.total(torch.zeros_like(self.total).index_add_(0, indices, rows.to(self.total)))
         # 0 for a spoilt batch, without waiting for the device.
         share = torch.isfinite(sums).all().to(sums) * (1 - decay)
         self.count.lerp_(counts.to(self.count), share)
@@ -154,7 +154,7 @@ class Quantizer(nn.Module):
         self.steps.add_(1)
         dead = (self.idle >= patience).nonzero().flatten()
         if len(dead):
-            rows = over_ranks.joined(rows)
+            rows = all_reduce.joined(rows)
             dead = dead[: len(rows)]
             chosen = torch.randperm(len(rows), generator=generator(0, "revive", int(self.steps)))[: len(dead)]
             places = rows[chosen.to(rows.device)].to(self.embedding.weight)

@@ -147,7 +147,7 @@ def _ours(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     else:
-        from ldmkit.registry import last_line
+        from ldmkit.plugins.catalog import last_line
 
         click.echo(f"internal error: {last_line(error)}", err=True)
         click.echo("  This is a fault in ldmkit or a plugin; run again with --debug to see where", err=True)

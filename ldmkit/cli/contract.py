@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldmkit.conditioning import Conditioner
     from ldmkit.plugins import Registry
-    from ldmkit.registry import Catalog
+    from ldmkit.plugins.catalog import Catalog
 
 SIZE = 64  # pixels of the samples
 SAMPLES = 4
@@ -21,7 +21,7 @@ def examine(
 
     `options` are given to its constructor, after its `fit` has seen the data; `fields` maps its fields to those of the data.
     """
-    from ldmkit.conditioning.examination import called
+    from ldmkit.conditioning.checks import called
     from ldmkit.data import Dataset
     from ldmkit.testing import ContractError, check_conditioner
 
@@ -47,10 +47,10 @@ def made(catalog: Catalog, kind: type[Conditioner], options: Mapping[str, Any]) 
     """
     from pydantic import ValidationError
 
-    from ldmkit.conditioning.examination import called
+    from ldmkit.conditioning.checks import called
     from ldmkit.errors import UsageError
     from ldmkit.messages import problems_of
-    from ldmkit.options import derived
+    from ldmkit.plugins.options import derived
     from ldmkit.testing import LATENT
 
     model = catalog.options_of(kind)

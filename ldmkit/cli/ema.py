@@ -29,7 +29,7 @@ def command(
     folder = run_folder(run)
 
     from ldmkit import plugins
-    from ldmkit.trained import load
+    from ldmkit.runs.loading import load
     from ldmkit.training.posthoc import SNAPSHOTS, reconstruct
 
     found = reconstruct(folder / "checkpoints" / "diffusion" / SNAPSHOTS, sigma_rel, step=step)

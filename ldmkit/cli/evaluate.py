@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ldmkit.evaluation import Metric, Results
     from ldmkit.plugins import Registry
     from ldmkit.recipe import Recipe
-    from ldmkit.training.console import Console
+    from ldmkit.training.logging.console import Console
     from ldmkit.training.stop import Stop
 
 
@@ -38,8 +38,8 @@ def command(
 
     from ldmkit import plugins
     from ldmkit.recipe import load
-    from ldmkit.rundir import RECIPE, RunDirectory, read_status
-    from ldmkit.training.console import Console
+    from ldmkit.runs.directory import RECIPE, RunDirectory, read_status
+    from ldmkit.training.logging.console import Console
     from ldmkit.training.stop import Stop
 
     recorded = [file for file in read_status(folder).get("plugin_files", ()) if Path(file).is_file()]
@@ -87,9 +87,9 @@ def _evaluate(
     stop: Stop,
     console: Console,
 ) -> Results:
-    from ldmkit.build import datasets
+    from ldmkit.assembly import datasets
     from ldmkit.evaluation import Evaluation, Results, evaluate, write_pictures, write_report
-    from ldmkit.trained import load
+    from ldmkit.runs.loading import load
 
     stored = folder / "evaluation.json"
     before = Results.load(stored).n if stored.is_file() else recipe.sample.count

@@ -44,9 +44,9 @@ def command(
         raise click.UsageError("--verify is for --format diffusers")
 
     from ldmkit import plugins
+    from ldmkit.interop.diffusers.folders import check_new
     from ldmkit.interop.exporting import export_to
-    from ldmkit.interop.folders import check_new
-    from ldmkit.trained import load
+    from ldmkit.runs.loading import load
 
     target = Path(folder).expanduser()
     check_new(target)

@@ -11,7 +11,7 @@ from ldmkit.cli.shared import echo_json, echo_table, json_option, pairs, plugin_
 
 if TYPE_CHECKING:
     from ldmkit.plugins import Registry
-    from ldmkit.registry import Catalog, Entry
+    from ldmkit.plugins.catalog import Catalog, Entry
 
 
 @click.group(name="plugins")
@@ -155,7 +155,7 @@ def _facts(catalog: Catalog, entry: Entry) -> dict[str, Any]:
 
 
 def _details(catalog: Catalog, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    from ldmkit.options import describe
+    from ldmkit.plugins.options import describe
 
     entry, loaded = catalog.entry(name), catalog.load(name)
     options = [

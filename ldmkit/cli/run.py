@@ -45,6 +45,6 @@ def command(
         click.echo(f"ldmkit {version('ldmkit')} · {core.name} ({core.source}) · {folder} · loading torch...")
     complete = core.validate_components(registry)
 
-    from ldmkit.run import run
+    from ldmkit.runs.run import run
 
     run(complete, out=folder, fresh=fresh, accept_new_data=accept_new_data, registry=registry)

@@ -91,7 +91,7 @@ def command(
     more: dict[str, Any] = {"guidance_options": method or None, "image": init_image, "strength": strength, "mask": mask}
 
     from ldmkit import plugins
-    from ldmkit.trained import load
+    from ldmkit.runs.loading import load
     from ldmkit.training.runtime import resolve
 
     which = checkpoint_of(checkpoint)

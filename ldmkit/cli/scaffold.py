@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from ldmkit.errors import UsageError
-from ldmkit.registry import NAME
+from ldmkit.plugins.catalog import NAME
 
 
 def write(name: str, folder: Path | None = None) -> Path:

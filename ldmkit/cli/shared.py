@@ -65,7 +65,7 @@ def load_recipe(recipe: str, overrides: Sequence[str], files: Sequence[str]) -> 
 def run_folder(run: str) -> Path:
     """The directory of a run. Raises CheckpointError where it is none."""
     from ldmkit.errors import CheckpointError
-    from ldmkit.rundir import RECIPE
+    from ldmkit.runs.directory import RECIPE
 
     folder = Path(run).expanduser()
     if not (folder / RECIPE).is_file():

@@ -15,7 +15,7 @@ from ldmkit.conditioning.types import (
     concatenate,
     pad_stack,
 )
-from ldmkit.conditioning.values import Values
+from ldmkit.conditioning.user_inputs import Values
 
 __all__ = [
     "RESERVED",

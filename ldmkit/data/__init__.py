@@ -1,15 +1,14 @@
 """Data: the sample contract, the sources that come with ldmkit, and how samples become batches."""
 
+from ldmkit.data.batches import batches
 from ldmkit.data.dataset import Dataset
 from ldmkit.data.examples import slot_fields
 from ldmkit.data.jitter import Jitter
-from ldmkit.data.loading import batches
-from ldmkit.data.order import AnyOrder, Order
+from ldmkit.data.order import Order, ShuffledOrder
 from ldmkit.data.sample import BadSampleError, Field, Info, MissingFieldError, Problem, Sample
 from ldmkit.data.source import Judge, Shards, Source, ViewOptions
 
 __all__ = [
-    "AnyOrder",
     "BadSampleError",
     "Dataset",
     "Field",
@@ -21,6 +20,7 @@ __all__ = [
     "Problem",
     "Sample",
     "Shards",
+    "ShuffledOrder",
     "Source",
     "ViewOptions",
     "batches",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ldmkit.conditioning import Batch, Tensors
-from ldmkit.conditioning.examination import Examiner
+from ldmkit.conditioning.checks import Examiner
 from ldmkit.data.dataset import Dataset
 from ldmkit.data.sample import Sample
 from ldmkit.errors import DataError, LdmkitError

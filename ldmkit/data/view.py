@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
-from ldmkit.data.images import area_resized, to_tensor
 from ldmkit.data.sample import printable
 from ldmkit.data.source import Crop, Resample
 from ldmkit.errors import DataError
+from ldmkit.images import area_resized, to_tensor
 
 Size = tuple[int, int]  # (h, w)
 

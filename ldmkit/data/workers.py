@@ -22,7 +22,7 @@ from ldmkit.conditioning import Tensors
 from ldmkit.data.examples import Example, Examples
 from ldmkit.data.sample import Problem
 from ldmkit.errors import LdmkitError, PluginError, ResourceError
-from ldmkit.one_file import Sent
+from ldmkit.plugins.single_file import Sent
 
 TIMEOUT = 300  # seconds a worker may take over one batch before it counts as hung
 POLL = 5  # seconds after which a look is taken whether all workers are alive: the kernel tells only the fork server

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ldmkit.interop.compvis_save import save_compvis
-from ldmkit.interop.folders import read_raw
+from ldmkit.interop.compvis.save import save_compvis
+from ldmkit.interop.diffusers.folders import read_raw
 from ldmkit.interop.model_card import CARD, model_card, save_hub, stated_licence
 from ldmkit.interop.verifying import Verification, export_diffusers
 from ldmkit.latent_diffusion import LatentDiffusion

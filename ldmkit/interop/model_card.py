@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldmkit.errors import CheckpointError
-from ldmkit.interop.folders import new_folder, read_json
+from ldmkit.interop.diffusers.folders import new_folder, read_json
 from ldmkit.latent_diffusion import LatentDiffusion
 
 UNKNOWN = "unknown"  # the hub's word for a licence that nobody stated

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from ldmkit.autoencoder import Autoencoder, Posterior
 from ldmkit.conditioning import Batch, Canvas, ConditionerSet, Conditioning, Tensors, Values
-from ldmkit.conditioning import values as user_values
+from ldmkit.conditioning import user_inputs as user_values
+from ldmkit.denoiser.unet import UNet
 from ldmkit.diffusion import Diffusion
 from ldmkit.errors import DataError, UsageError
 from ldmkit.guidance import Guidance, Likelihood
-from ldmkit.latent_diffusion import files, pictures, sampling
-from ldmkit.latent_diffusion.parts import Draws, Slot
+from ldmkit.latent_diffusion import sampling, serialization, user_images
+from ldmkit.latent_diffusion.draws import Draws, Slot
 from ldmkit.latent_diffusion.sampling import Negative, Settings
 from ldmkit.random import generators, normal, sample_generators, uniform
 from ldmkit.samplers import Callback, Sampler, invert
-from ldmkit.unet import UNet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,7 +129,7 @@ class LatentDiffusion(nn.Module):
         `raw` holds the weights before averaging of those tensors that have an average; without it raw and average are one.
         Raises `CheckpointError` where the directory holds something already.
         """
-        return files.write(self, Path(path), raw)
+        return serialization.write(self, Path(path), raw)
 
     # training
 
@@ -276,14 +276,14 @@ class LatentDiffusion(nn.Module):
             options: the sampler's own (``eta`` ...).
         """
         if count is None and values is None and image is not None:
-            count = pictures.rows(image)
+            count = user_images.rows(image)
         given = user_values.rows(values, count)
         if size is not None:
             self.latent_shape(size)
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
         canvas = self.canvas(size)
         start = None if image is None else self._picture(image, canvas.size, len(given))
-        keep = None if mask is None else pictures.read_mask(mask, size=canvas.size, count=len(given)).to(self.device)
+        keep = None if mask is None else user_images.read_mask(mask, size=canvas.size, count=len(given)).to(self.device)
         latents = self.sample_latents(
             self._user_batch(prepared),
             size=size,
@@ -297,7 +297,7 @@ class LatentDiffusion(nn.Module):
             likelihood=likelihood,
             known=None if start is None else self._encoded(start),
             strength=strength,
-            keep=None if keep is None else pictures.on_grid(keep, canvas.grid),
+            keep=None if keep is None else user_images.on_grid(keep, canvas.grid),
             callback=callback,
             options=options,
         )
@@ -309,7 +309,7 @@ class LatentDiffusion(nn.Module):
             # What was kept is the picture itself, not what the autoencoder makes of it.
             images = torch.lerp(images, start, keep)
         images = images[..., : size[0], : size[1]]
-        return images if output == "tensor" else pictures.to_pil(images)
+        return images if output == "tensor" else user_images.to_pil(images)
 
     @torch.no_grad()
     def sample_batch(self, batch: Batch, **settings: Any) -> Tensor:
@@ -361,7 +361,7 @@ class LatentDiffusion(nn.Module):
             values, size, steps: as in `sample`; the options are the grid's, `spacing` and `clean`. Sample with the same ones.
             iterations: evaluations a step (see `samplers.invert`).
         """
-        given = user_values.rows(values, None if values is not None else pictures.rows(image))
+        given = user_values.rows(values, None if values is not None else user_images.rows(image))
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
         saved = Settings(steps=steps, guidance=1.0, guidance_options="plain", negative={}).completed(self.sampling)
         grid = {k: v for k, v in saved.options.items() if k in ("spacing", "clean") and saved.sampler == "ddim"}
@@ -373,7 +373,7 @@ class LatentDiffusion(nn.Module):
 
     def _picture(self, image: Any, size: tuple[int, int], count: int) -> Tensor:
         channels = self.autoencoder.image_channels
-        return pictures.read(image, size=size, channels=channels, count=count).to(self.device)
+        return user_images.read(image, size=size, channels=channels, count=count).to(self.device)
 
     def _encoded(self, images: Tensor) -> Tensor:
         with _evaluating(self):

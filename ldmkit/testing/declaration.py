@@ -6,9 +6,9 @@ import inspect
 import json
 from typing import Any
 
-from ldmkit import options
 from ldmkit.conditioning import RESERVED, Conditioner, ForeignStage, Ports
 from ldmkit.errors import LdmkitError, PluginError
+from ldmkit.plugins import options
 from ldmkit.testing.subject import Subject, said
 
 

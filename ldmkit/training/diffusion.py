@@ -15,20 +15,20 @@ from ldmkit.conditioning import Batch
 from ldmkit.data import Dataset
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.training import posthoc
-from ldmkit.training.between import Between, give_up
-from ldmkit.training.caching import Attaching
-from ldmkit.training.checkpoint import Checkpoints
-from ldmkit.training.distributed import Engine
-from ldmkit.training.distributed import engine as engine_for
+from ldmkit.training.batches import held_out, training_batches
+from ldmkit.training.caching.caches import Attaching
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
+from ldmkit.training.checkpointing.state import TrainingState
 from ldmkit.training.ema import EMA, averaged
-from ldmkit.training.feeding import held_out, training_batches
-from ldmkit.training.log import Log
+from ldmkit.training.logging.log import Log
 from ldmkit.training.optim import Group, Optimization
+from ldmkit.training.parallel.distributed import Engine
+from ldmkit.training.parallel.distributed import engine as engine_for
+from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.periodic import Between, give_up
 from ldmkit.training.posthoc import PostHoc
 from ldmkit.training.probe import probe
-from ldmkit.training.ranks import Ranks
 from ldmkit.training.runtime import Runtime
-from ldmkit.training.state import TrainingState
 from ldmkit.training.stop import Stop
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit.errors import CheckpointError
-from ldmkit.training.shards import is_split, placed, swap
+from ldmkit.training.parallel.shards import is_split, placed, swap
 
 
 class EMA:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from ldmkit.errors import CheckpointError, ResourceError
-from ldmkit.training.shards import gathered, is_split, placed
+from ldmkit.training.parallel.shards import gathered, is_split, placed
 
 if TYPE_CHECKING:
     from ldmkit.recipe import Train

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldmkit.errors import CheckpointError, UsageError
-from ldmkit.training.publish import DamagedError, discard, publish, sweep, verify
-from ldmkit.training.ranks import Ranks
-from ldmkit.training.shards import on_first, placed
+from ldmkit.training.checkpointing.atomic_dir import DamagedError, discard, publish, sweep, verify
+from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.parallel.shards import on_first, placed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ldmkit.conditioning import Batch, Canvas
-from ldmkit.conditioning.examination import Examiner
+from ldmkit.conditioning.checks import Examiner
 from ldmkit.data import Dataset, batches
 from ldmkit.errors import DataError, LdmkitError, PluginError
 from ldmkit.latent_diffusion import LatentDiffusion

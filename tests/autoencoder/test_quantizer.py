@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ldmkit.autoencoder.nearest import by_product, by_tree, nearest_code, tree_wins
+from ldmkit.autoencoder.codebook_search import by_product, by_tree, nearest_code, tree_wins
 from ldmkit.autoencoder.quantizer import Quantizer
 from ldmkit.errors import DivergedError, UsageError
 

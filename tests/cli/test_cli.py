@@ -85,9 +85,9 @@ def failing(monkeypatch, error: BaseException) -> None:
     def run(*_: object, **__: object) -> None:
         raise error
 
-    module = ModuleType("ldmkit.run")
+    module = ModuleType("ldmkit.runs.run")
     module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ldmkit.run", module)
+    monkeypatch.setitem(sys.modules, "ldmkit.runs.run", module)
 
 
 class Stopped(Exception):  # noqa: N818
@@ -125,7 +125,7 @@ def test_run_prints_its_first_line_before_torch_and_hands_on_what_it_was_given(h
         given.update(options, recipe=recipe)
 
     failing(monkeypatch, ValueError())
-    sys.modules["ldmkit.run"].run = run
+    sys.modules["ldmkit.runs.run"].run = run
     assert call("run", "superres", "--set", "train.steps=7", "--out", "there", "--fresh") == 0
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("ldmkit 0.1")
@@ -241,7 +241,7 @@ class Model:
 
 def test_sample_writes_a_picture_a_seed_and_a_grid(here, capsys, monkeypatch):
     model = Model()
-    monkeypatch.setitem(sys.modules, "ldmkit.build", SimpleNamespace(load=lambda *_, **__: model))
+    monkeypatch.setitem(sys.modules, "ldmkit.assembly", SimpleNamespace(load=lambda *_, **__: model))
     Path("runs/a").mkdir(parents=True)
     arguments = [
         "-c", "text=a red circle=round", "-n", "5", "--guidance", "text=5,map=1.5", "--steps", "10", "--seed", "40",
@@ -263,7 +263,7 @@ def test_sample_writes_a_picture_a_seed_and_a_grid(here, capsys, monkeypatch):
 
 def test_sample_by_every_way_of_guidance_and_from_a_picture(here, capsys, monkeypatch):
     model = Model()
-    monkeypatch.setitem(sys.modules, "ldmkit.build", SimpleNamespace(load=lambda *_, **__: model))
+    monkeypatch.setitem(sys.modules, "ldmkit.assembly", SimpleNamespace(load=lambda *_, **__: model))
     Path("runs/a").mkdir(parents=True)
     arguments = [
         "-g", "type=perp-neg", "-g", "strength=[1.0, 2.0]", "--negative", "text=blurry", "--negative", "text=dark",

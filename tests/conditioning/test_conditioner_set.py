@@ -18,7 +18,7 @@ from ldmkit.conditioning import (
     concatenate,
     pad_stack,
 )
-from ldmkit.conditioning import values as user_values
+from ldmkit.conditioning import user_inputs as user_values
 from ldmkit.errors import PluginError, RecipeError, UsageError
 from ldmkit.random import generators
 

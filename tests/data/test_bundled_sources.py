@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from ldmkit.data import Dataset, Sample, Source
-from ldmkit.data.digits import DigitsSource
-from ldmkit.data.photos import PHOTOS, PhotosSource
-from ldmkit.data.scene_judges import parse
-from ldmkit.data.scenes import RELATIONS, ScenesSource
+from ldmkit.data.sources.digits.source import DigitsSource
+from ldmkit.data.sources.photos import PHOTOS, PhotosSource
+from ldmkit.data.sources.scenes.judges import parse
+from ldmkit.data.sources.scenes.source import RELATIONS, ScenesSource
 from ldmkit.errors import DataError
 
 
@@ -64,15 +64,18 @@ def test_photographs_that_do_not_exist() -> None:
 
 
 def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldmkit.data.photos.find_spec", lambda name: None)
-    monkeypatch.setattr("ldmkit.data.photos._decode", PhotosSource.__getitem__.__globals__["_decode"].__wrapped__)
+    monkeypatch.setattr("ldmkit.data.sources.photos.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "ldmkit.data.sources.photos._decode", PhotosSource.__getitem__.__globals__["_decode"].__wrapped__
+    )
     with pytest.raises(DataError, match=r'pip install "ldmkit\[samples\]"'):
         PhotosSource()[0]["image"]
 
 
 def test_using_them_imports_neither_library() -> None:
     code = (
-        "import sys; from ldmkit.data.photos import PhotosSource; from ldmkit.data.digits import DigitsSource; "
+        "import sys; from ldmkit.data.sources.photos import PhotosSource; "
+        "from ldmkit.data.sources.digits.source import DigitsSource; "
         "PhotosSource()[0]['image']; DigitsSource()[0]['image']; "
         "assert not {'skimage', 'sklearn', 'torchvision'} & set(sys.modules)"
     )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ldmkit.data import Dataset
-from ldmkit.data.folder import FolderSource
+from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.errors import DataError
 
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from ldmkit.data import Dataset
-from ldmkit.data.folder import FolderSource
-from ldmkit.data.picture_files import ORIENTATION
+from ldmkit.data.sources.folder.image_files import ORIENTATION
+from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.errors import DataError
 
 

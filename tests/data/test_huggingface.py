@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from ldmkit.data import BadSampleError, Dataset
-from ldmkit.data.huggingface import HuggingfaceSource
-from ldmkit.data.stream import ENDLESS, Stream
+from ldmkit.data.sources.huggingface.source import HuggingfaceSource
+from ldmkit.data.sources.huggingface.stream import ENDLESS, Stream
 from ldmkit.errors import DataError, OfflineError
 
 ROWS = 24

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmkit.build import datasets
+from ldmkit.assembly import datasets
 from ldmkit.data import Dataset, Field, Info, Jitter, Sample, Source
 from ldmkit.data.jitter import _turned
 from ldmkit.errors import DataError, RecipeError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmkit.data.folder import FolderSource
+from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.errors import DataError
 
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from ldmkit.conditioning import ConditionerSet
 from ldmkit.data import Dataset, Source, batches
-from ldmkit.data.folder import FolderSource
-from ldmkit.data.huggingface import HuggingfaceSource
-from ldmkit.data.webdataset import WebdatasetSource
+from ldmkit.data.sources.folder.source import FolderSource
+from ldmkit.data.sources.huggingface.source import HuggingfaceSource
+from ldmkit.data.sources.webdataset.source import WebdatasetSource
 from ldmkit.errors import DataError, ResourceError
 
 COUNT, BROKEN = 23, 5

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from ldmkit import plugins
-from ldmkit.build import datasets
+from ldmkit.assembly import datasets
 from ldmkit.conditioning import ConditionerSet
 from ldmkit.data import batches
 from ldmkit.recipe import Recipe

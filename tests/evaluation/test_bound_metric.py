@@ -14,7 +14,7 @@ from ldmkit.autoencoder import make
 from ldmkit.conditioning import ConditionerSet
 from ldmkit.errors import UsageError
 from ldmkit.evaluation.context import Evaluation
-from ldmkit.evaluation.metrics.bound import VariationalBound, levels
+from ldmkit.evaluation.metrics.variational_bound import VariationalBound, levels
 from ldmkit.latent_diffusion import LatentDiffusion
 
 STD = 0.5

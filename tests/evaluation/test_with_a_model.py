@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ldmkit import plugins
-from ldmkit.build import build, datasets, fit
+from ldmkit.assembly import build, datasets, fit
 from ldmkit.evaluation import Evaluation, Results, evaluate, write_pictures, write_report
 from ldmkit.recipe import Recipe
 

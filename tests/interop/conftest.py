@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit import plugins
-from ldmkit.build import assemble
+from ldmkit.assembly import assemble
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry

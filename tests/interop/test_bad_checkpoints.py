@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from ldmkit.errors import CheckpointError, ResourceError, UsageError
 from ldmkit.interop import import_compvis
-from ldmkit.interop.compvis_save import compvis_of
+from ldmkit.interop.compvis.save import compvis_of
 from ldmkit.interop.importing import import_to
 from tests.interop.conftest import representable
 

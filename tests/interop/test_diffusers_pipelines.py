@@ -8,11 +8,11 @@ import warnings
 import pytest
 import torch
 
-from ldmkit.build import assemble
+from ldmkit.assembly import assemble
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import import_diffusers, load_diffusers, save_diffusers, verifying, verifying_child
-from ldmkit.interop.autoencoder_folder import load_autoencoder
-from ldmkit.interop.folders import write_tensors
+from ldmkit.interop.diffusers.autoencoder_folder import load_autoencoder
+from ldmkit.interop.diffusers.folders import write_tensors
 from ldmkit.interop.importing import import_to
 from ldmkit.interop.model_card import save_hub, stated_licence
 from ldmkit.interop.verifying import LIMIT, export_diffusers

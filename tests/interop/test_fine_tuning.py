@@ -12,10 +12,10 @@ import ldmkit
 from ldmkit import plugins
 from ldmkit.data import Field, Info, Source
 from ldmkit.errors import CheckpointError, RecipeError
-from ldmkit.hookspecs import hookimpl
-from ldmkit.interop.autoencoder_folder import save_autoencoder
+from ldmkit.interop.diffusers.autoencoder_folder import save_autoencoder
+from ldmkit.plugins.hookspecs import hookimpl
 from ldmkit.recipe import Recipe
-from ldmkit.run import run
+from ldmkit.runs.run import run
 from tests.interop.conftest import SMALL, Hint, assembled, first_step
 
 

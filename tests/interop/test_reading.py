@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ldmkit.errors import CheckpointError
-from ldmkit.interop.reading import read_tensors
+from ldmkit.interop.safe_reading.tensors import read_tensors
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "steps": torch.tensor(7)}
 

@@ -13,11 +13,11 @@ from torch import nn
 from ldmkit import diffusion as objectives
 from ldmkit.autoencoder import KLAutoencoder
 from ldmkit.conditioning import Conditioner, ConditionerSet, Conditioning, Dropout, Ports
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import CheckpointError, ResourceError, UsageError
-from ldmkit.latent_diffusion import LatentDiffusion, files, sampling, to_pil
-from ldmkit.latent_diffusion.files import read_config, read_weights
+from ldmkit.latent_diffusion import LatentDiffusion, sampling, serialization, to_pil
+from ldmkit.latent_diffusion.serialization import read_config, read_weights
 from ldmkit.samplers import ddim, ddpm
-from ldmkit.unet import UNet
 
 
 class Label(Conditioner):
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(serialization, "save_file", full)
     with pytest.raises(ResourceError, match=r"cannot be written to .*No space left"):
         model.save(tmp_path / "m")
     assert list(tmp_path.iterdir()) == []

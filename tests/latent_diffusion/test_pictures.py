@@ -11,7 +11,7 @@ from torch import Tensor
 from ldmkit import samplers
 from ldmkit.autoencoder import make
 from ldmkit.errors import DataError, DivergedError, UsageError
-from ldmkit.latent_diffusion import pictures, sampling
+from ldmkit.latent_diffusion import sampling, user_images
 from ldmkit.random import sample_generators
 
 VALUES = {"a": 0, "b": 1}
@@ -111,7 +111,7 @@ def test_a_latent_pixel_is_kept_as_far_as_all_it_stands_for():
     mask = torch.ones(1, 1, 4, 8)
     mask[..., 1, 2] = 0.0
     mask[..., 3, 7] = 0.25
-    assert pictures.on_grid(mask, (2, 2)).tolist() == [[[[0.0, 1.0], [1.0, 0.25]]]]
+    assert user_images.on_grid(mask, (2, 2)).tolist() == [[[[0.0, 1.0], [1.0, 0.25]]]]
 
 
 @pytest.mark.parametrize(
@@ -156,19 +156,19 @@ def test_pictures_from_files(tmp_path):
     wide = np.zeros((4, 12, 3), dtype=np.uint8)
     wide[:, 3:9] = [255, 0, 51]
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    found = pictures.read(tmp_path / "wide.png", size=(4, 6), channels=3, count=2)
+    found = user_images.read(tmp_path / "wide.png", size=(4, 6), channels=3, count=2)
     assert found.shape == (2, 3, 4, 6)
     torch.testing.assert_close(found[1, :, 2, 3], torch.tensor([1.0, -1.0, -0.6]))
-    assert torch.equal(pictures.read(Image.open(tmp_path / "wide.png"), size=(4, 6), channels=3, count=2), found)
-    assert pictures.read(str(tmp_path / "wide.png"), size=(4, 6), channels=1, count=1).shape == (1, 1, 4, 6)
-    mask = pictures.read_mask(Image.fromarray(255 * (wide[..., 0] > 0).astype(np.uint8)), size=(4, 12), count=1)
+    assert torch.equal(user_images.read(Image.open(tmp_path / "wide.png"), size=(4, 6), channels=3, count=2), found)
+    assert user_images.read(str(tmp_path / "wide.png"), size=(4, 6), channels=1, count=1).shape == (1, 1, 4, 6)
+    mask = user_images.read_mask(Image.fromarray(255 * (wide[..., 0] > 0).astype(np.uint8)), size=(4, 12), count=1)
     assert mask[0, 0, 0].tolist() == [0] * 3 + [1] * 6 + [0] * 3
     (tmp_path / "no.png").write_text("no")
     for missing in ("no.png", "none.png"):
         with pytest.raises(DataError, match=missing):
-            pictures.read(tmp_path / missing, size=(4, 6), channels=3, count=1)
+            user_images.read(tmp_path / missing, size=(4, 6), channels=3, count=1)
     with pytest.raises(UsageError, match="give a tensor"):
-        pictures.read(tmp_path / "wide.png", size=(4, 6), channels=5, count=1)
+        user_images.read(tmp_path / "wide.png", size=(4, 6), channels=5, count=1)
 
 
 def test_inverted_noise_makes_the_picture_again(linear, image):

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from ldmkit import hookimpl, planning, plugins, scaling
-from ldmkit.build import build
+from ldmkit import hookimpl, planning, plugins
+from ldmkit.assembly import build
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports, Tensors
+from ldmkit.planning import per_gpu
 from ldmkit.recipe import Recipe
 
-LOAD = scaling.Load(
+LOAD = per_gpu.Load(
     trained=1000, frozen=100, autoencoder=50, root=300, root_trained=200, stage=80, activations=1024, latent=64, flops=7
 )
 BASE: dict[str, Any] = {
@@ -35,7 +36,7 @@ def recipe(**sections: Any) -> Recipe:
 @pytest.mark.parametrize("gpus", [1, 2, 8, 64])
 def test_copies(gpus: int) -> None:
     """Everything is held whole, and a ring all-reduce of 4 P bytes sends 2 (n - 1) / n of them."""
-    found = scaling.share(LOAD, recipe(), gpus)
+    found = per_gpu.share(LOAD, recipe(), gpus)
     held = found.copies
     assert (held.parameters, held.gradients, held.moments, held.averages) == (4 * 1150, 4000, 8000, 4000)
     assert held.sent == int(2 * (gpus - 1) / gpus * 4000)
@@ -49,7 +50,7 @@ def test_copies(gpus: int) -> None:
 @pytest.mark.parametrize("gpus", [2, 8, 64])
 def test_shards(gpus: int) -> None:
     """All but the frozen autoencoder is split; weights are gathered twice a step, gradients are scattered once."""
-    held = scaling.share(LOAD, recipe(), gpus).shards
+    held = per_gpu.share(LOAD, recipe(), gpus).shards
     assert held.parameters == -(-4 * 1100 // gpus) + 4 * 50
     assert held.gradients == -(-4000 // gpus)
     assert held.moments == 8000 // gpus
@@ -59,43 +60,43 @@ def test_shards(gpus: int) -> None:
 
 
 def test_one_gpu_sends_nothing() -> None:
-    found = scaling.share(LOAD, recipe(), 1)
+    found = per_gpu.share(LOAD, recipe(), 1)
     assert found.copies.sent == found.shards.sent == found.shards.gathered == 0
     assert found.copies.memory == found.shards.memory
 
 
 def test_on_many_gpus_copies_send_eight_bytes_a_parameter_and_shards_twelve() -> None:
     """2 x 4 of the all-reduce; 4 for each gathering before forward and backward, and 4 for the gradients."""
-    load = scaling.Load(10**9, 0, 0, 0, 0, 0, 0, 0, 0)
-    found = scaling.share(load, recipe(train={"batch": 512}), 512)
+    load = per_gpu.Load(10**9, 0, 0, 0, 0, 0, 0, 0, 0)
+    found = per_gpu.share(load, recipe(train={"batch": 512}), 512)
     assert found.copies.sent == pytest.approx(8e9, rel=2 / 512)
     assert found.shards.sent == 1.5 * found.copies.sent
     assert found.shards.memory == -(-found.copies.memory // 512)
 
 
 def test_parts_of_a_batch_cost_copies_nothing_and_shards_as_much_each() -> None:
-    whole, parts = (scaling.share(LOAD, recipe(train={"accumulate": n}), 8) for n in (1, 4))
+    whole, parts = (per_gpu.share(LOAD, recipe(train={"accumulate": n}), 8) for n in (1, 4))
     assert parts.copies.sent == whole.copies.sent
     assert parts.shards.sent == 4 * whole.shards.sent
     assert 4 * parts.copies.activations == whole.copies.activations
-    assert scaling.share(LOAD, recipe(train={"accumulate": 100}), 32).shards.sent == pytest.approx(
-        2 * scaling.share(LOAD, recipe(), 32).shards.sent, abs=1
+    assert per_gpu.share(LOAD, recipe(train={"accumulate": 100}), 32).shards.sent == pytest.approx(
+        2 * per_gpu.share(LOAD, recipe(), 32).shards.sent, abs=1
     ), "there are no more parts than pictures"
 
 
 def test_averages_moments_and_precision() -> None:
-    def held(**train: Any) -> scaling.Holding:
-        return scaling.share(LOAD, recipe(train=train), 8).copies
+    def held(**train: Any) -> per_gpu.Holding:
+        return per_gpu.share(LOAD, recipe(train=train), 8).copies
 
     assert held(ema=None).averages == 0
     assert held(post_hoc={}).averages == 3 * 4000
     assert held(optimizer="adamw-8bit").moments == 2000
-    half = scaling.share(LOAD, recipe(runtime={"precision": "bf16"}), 8).copies
+    half = per_gpu.share(LOAD, recipe(runtime={"precision": "bf16"}), 8).copies
     assert half.activations == 8 * (512 + 64)
 
 
 def test_a_batch_that_cannot_be_shared_is_told() -> None:
-    assert not scaling.share(LOAD, recipe(), 48).equal
+    assert not per_gpu.share(LOAD, recipe(), 48).equal
 
 
 def test_the_load_of_a_model() -> None:
@@ -103,7 +104,7 @@ def test_the_load_of_a_model() -> None:
     asked = recipe().validate_components(registry)
     with torch.device("meta"):
         model = build(asked, registry)
-    load = scaling.load(model, asked, activations=0, latent=0, flops=0)
+    load = per_gpu.load(model, asked, activations=0, latent=0, flops=0)
     unet = model.denoiser
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert load.trained == count["denoiser"] + count["conditioners"]
@@ -116,7 +117,7 @@ def test_the_load_of_a_model() -> None:
     frozen = Recipe.parse({**BASE, "conditioners": conditioners}).validate_components(registry)
     with torch.device("meta"):
         model = build(frozen, registry)
-    load = scaling.load(model, frozen, activations=0, latent=0, flops=0)
+    load = per_gpu.load(model, frozen, activations=0, latent=0, flops=0)
     own = sum(p.numel() for p in model.conditioners["mask"].parameters())
     assert (load.frozen, load.trained) == (own, count["denoiser"] + count["conditioners"] - own)
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from ldmkit import hookimpl, plugins
-from ldmkit.build import build, datasets, fit
+from ldmkit.assembly import build, datasets, fit
 from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning
-from ldmkit.conditioning import values as user_values
+from ldmkit.conditioning import user_inputs as user_values
 from ldmkit.conditioning.conditioner_set import CLOSE_LOOK
 from ldmkit.data import batches
 from ldmkit.errors import DataError, PluginError, RecipeError, UsageError
 from ldmkit.recipe import Recipe
-from ldmkit.run import run
-from ldmkit.rundir import read_status
-from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.runs.directory import read_status
+from ldmkit.runs.run import run
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from tests.platform.conftest import Level
 
 CANVAS = Canvas((32, 32), (8, 8), torch.device("cpu"), torch.float32, lambda images: images)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import ldmkit
 from ldmkit import plugins
-from ldmkit.build import build, fit
+from ldmkit.assembly import build, fit
 from ldmkit.recipe import Recipe
-from ldmkit.run import run
+from ldmkit.runs.run import run
 
 SLOTS: dict[str, dict[str, Any]] = {
     "plain": {"type": "class", "width": 8, "port": "vector"},

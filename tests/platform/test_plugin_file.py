@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import ldmkit
 from ldmkit import cli, plugins
-from ldmkit.build import build, datasets
+from ldmkit.assembly import build, datasets
 from ldmkit.conditioning import Batch
 from ldmkit.data import batches
 from ldmkit.errors import CheckpointError, PluginError

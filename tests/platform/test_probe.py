@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ldmkit import hookimpl, plugins
-from ldmkit.build import build, datasets
+from ldmkit.assembly import build, datasets
 from ldmkit.conditioning import Conditioner
 from ldmkit.errors import PluginError
 from ldmkit.recipe import Recipe
-from ldmkit.run import run
+from ldmkit.runs.run import run
 from ldmkit.training.probe import probe
 from tests.platform.conftest import Level
 

@@ -13,16 +13,16 @@ from PIL import Image
 
 import ldmkit
 from ldmkit import hookimpl, plugins
-from ldmkit.build import build, datasets, fit
+from ldmkit.assembly import build, datasets, fit
 from ldmkit.data import Dataset, Field, Info, Source, batches
-from ldmkit.data.scenes import ScenesSource
+from ldmkit.data.sources.scenes.source import ScenesSource
 from ldmkit.errors import DataError, UsageError
 from ldmkit.evaluation import Evaluation
 from ldmkit.evaluation.metrics import Subsets
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.recipe import Recipe, load
-from ldmkit.run import run
-from ldmkit.training.log import read
+from ldmkit.runs.run import run
+from ldmkit.training.logging.log import read
 
 Tiny = Callable[..., dict[str, Any]]
 

@@ -15,9 +15,9 @@ from ldmkit.evaluation.report.record import Record
 from ldmkit.evaluation.report.record import read as read_record
 from ldmkit.evaluation.report.sections import alarms as alarms_in_report
 from ldmkit.training import autoencoder as stage
-from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.diffusion import train_diffusion
-from ldmkit.training.log import Log, read
+from ldmkit.training.logging.log import Log, read
 from ldmkit.training.optim import Group, Optimization
 from ldmkit.training.stop import Stop
 
@@ -123,7 +123,7 @@ def test_one_sides_good_updates_do_not_hide_the_others_bad_ones(
 def test_diffusion_refuses_an_autoencoder_whose_scale_was_measured_with_other_weights(
     toy: SimpleNamespace, tmp_path: Path
 ) -> None:
-    from ldmkit.training.cache import calibrate
+    from ldmkit.training.caching.latents import calibrate
 
     model = toy.model()
     calibrate(model.autoencoder, toy.data(), scale="std", seed=5)

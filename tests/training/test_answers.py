@@ -15,11 +15,11 @@ from ldmkit import diffusion
 from ldmkit.autoencoder import make
 from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning, Dropout, Ports, Tensors, pad_stack
 from ldmkit.data import batches
+from ldmkit.denoiser.unet import UNet
 from ldmkit.latent_diffusion import LatentDiffusion, Slot
-from ldmkit.training import answers, kept
-from ldmkit.training.answers import AnswerCache
-from ldmkit.training.console import Console
-from ldmkit.unet import UNet
+from ldmkit.training.caching import conditionings, shard_store
+from ldmkit.training.caching.conditionings import AnswerCache
+from ldmkit.training.logging.console import Console
 
 
 class Words(Conditioner):
@@ -82,7 +82,7 @@ def model(unfit: str = "") -> LatentDiffusion:
 def build(toy: SimpleNamespace, made: LatentDiffusion, folder: Path, **options: Any) -> AnswerCache | None:
     data = toy.data()
     own = {"key": lambda slot: "key", "order": data.order(5, 8), "most": None, "batch": 5}
-    return answers.build(made, data, folder=folder, **{**own, **options})
+    return conditionings.build(made, data, folder=folder, **{**own, **options})
 
 
 def losses(made: LatentDiffusion, toy: SimpleNamespace, cache: AnswerCache | None) -> list[Tensor]:
@@ -103,8 +103,8 @@ def losses(made: LatentDiffusion, toy: SimpleNamespace, cache: AnswerCache | Non
 def test_a_cached_run_equals_an_uncached_one(
     toy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
 ) -> None:
-    monkeypatch.setattr(kept, "SHARD", 7)
-    monkeypatch.setattr(kept, "LARGEST", kept.LARGEST if in_memory else 0)
+    monkeypatch.setattr(shard_store, "SHARD", 7)
+    monkeypatch.setattr(shard_store, "LARGEST", shard_store.LARGEST if in_memory else 0)
     plain = losses(model(), toy, None)
     made = model()
     cache = build(toy, made, tmp_path)
@@ -160,15 +160,15 @@ def test_more_than_is_wanted_is_not_kept(toy: SimpleNamespace, tmp_path: Path) -
 def test_the_key_changes_with_all_that_an_answer_depends_on() -> None:
     made = model()
     about = {"type": "squares"}
-    before = answers.fingerprint(made, "words", about, "fp32")
-    assert answers.fingerprint(model(), "words", dict(about), "fp32") == before
+    before = conditionings.fingerprint(made, "words", about, "fp32")
+    assert conditionings.fingerprint(model(), "words", dict(about), "fp32") == before
     others = [
-        answers.fingerprint(made, "words", {"type": "circles"}, "fp32"),
-        answers.fingerprint(made, "words", about, "bf16"),
+        conditionings.fingerprint(made, "words", {"type": "circles"}, "fp32"),
+        conditionings.fingerprint(made, "words", about, "bf16"),
     ]
     newer = model()
     newer.slots["words"] = Slot("words", {}, {}, {"distribution": "ldmkit-words", "version": "1.1"})
-    others.append(answers.fingerprint(newer, "words", about, "fp32"))
+    others.append(conditionings.fingerprint(newer, "words", about, "fp32"))
     for change in ("conditioner", "autoencoder", "scale"):
         other = model()
         with torch.no_grad():
@@ -177,7 +177,7 @@ def test_the_key_changes_with_all_that_an_answer_depends_on() -> None:
             else:
                 part = other.conditioners["words"] if change == "conditioner" else other.autoencoder
                 next(part.parameters()).view(-1)[0] += 1e-3
-        others.append(answers.fingerprint(other, "words", about, "fp32"))
+        others.append(conditionings.fingerprint(other, "words", about, "fp32"))
     assert len({before, *others}) == 7
 
 
@@ -188,5 +188,5 @@ def test_a_plugin_in_a_file_is_known_by_its_content(tmp_path: Path) -> None:
         file.write_text(text)
         made = model()
         made.slots["words"] = Slot("words", {}, {}, {"file": str(file)})
-        keys.append(answers.fingerprint(made, "words", {}, "fp32"))
+        keys.append(conditionings.fingerprint(made, "words", {}, "fp32"))
     assert keys[0] != keys[1]

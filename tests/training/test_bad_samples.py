@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ldmkit.data import Problem
-from ldmkit.training.bad_samples import FILE, SAID, BadSamples
-from ldmkit.training.console import Console
+from ldmkit.training.logging.bad_samples import FILE, SAID, BadSamples
+from ldmkit.training.logging.console import Console
 
 
 def test_each_is_written_once_and_the_first_ones_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ldmkit.errors import CheckpointError, DivergedError, ResourceError
-from ldmkit.training import publish
-from ldmkit.training.checkpoint import Checkpoints, first_not_finite
-from ldmkit.training.publish import MANIFEST
+from ldmkit.training.checkpointing import atomic_dir
+from ldmkit.training.checkpointing.atomic_dir import MANIFEST
+from ldmkit.training.checkpointing.checkpoints import Checkpoints, first_not_finite
 
 FILES = ("model.safetensors", "trainer.json", MANIFEST)
 
@@ -87,7 +87,7 @@ def test_no_bit_of_the_manifest_may_differ(tmp_path: Path) -> None:
         try:
             newest = checkpoints.newest()
         except CheckpointError:  # of a later format, as far as anybody can tell
-            assert json.loads(flipped)["format"] > publish.FORMAT
+            assert json.loads(flipped)["format"] > atomic_dir.FORMAT
             continue
         assert newest is not None
         assert newest.step == 10 or json.loads(flipped) == json.loads(content)  # white space says nothing
@@ -193,7 +193,7 @@ def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path
     with pytest.raises(DivergedError, match="bad"):
         checkpoints.save(1, bad, {})
     assert checkpoints.newest() is None
-    publish.publish(tmp_path / "step-00000002", bad, {"trainer": {}}, {"step": 2, "score": None})
+    atomic_dir.publish(tmp_path / "step-00000002", bad, {"trainer": {}}, {"step": 2, "score": None})
     newest = checkpoints.newest()
     assert newest is not None
     with pytest.raises(CheckpointError, match=r"model\.safetensors: the tensor bad holds values that are not finite"):
@@ -219,7 +219,7 @@ FULL = """
 import resource, signal, sys, torch
 from pathlib import Path
 from ldmkit.errors import ResourceError
-from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
 folder = Path(sys.argv[1])
 checkpoints = Checkpoints(folder)
 checkpoints.save(1, {"model": {"w": torch.ones(10)}}, {})
@@ -282,13 +282,13 @@ def test_a_file_system_that_syncs_no_directories(tmp_path: Path, monkeypatch: py
 def test_a_json_file_that_cannot_be_replaced_stays_and_nothing_lies_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish.write_json(tmp_path / "plan.json", [1])
+    atomic_dir.write_json(tmp_path / "plan.json", [1])
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        publish.write_json(tmp_path / "plan.json", [2])
+        atomic_dir.write_json(tmp_path / "plan.json", [2])
     assert names(tmp_path) == ["plan.json"]
     assert json.loads((tmp_path / "plan.json").read_text()) == [1]

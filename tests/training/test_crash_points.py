@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from ldmkit.errors import ResourceError
-from ldmkit.training import publish
-from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.training.checkpointing import atomic_dir
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
 
 DIED, REFUSED = 9, 10
 OPERATIONS = ("open", "mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
@@ -33,7 +33,7 @@ class Saboteur:
         for name in OPERATIONS:
             setattr(os, name, self._guarded(getattr(os, name)))
         builtins.open = self._guarded(builtins.open)
-        publish.save_file = self._half_written(publish.save_file)
+        atomic_dir.save_file = self._half_written(atomic_dir.save_file)
         json.dump = self._half_dumped(json.dump)
 
     def operation(self, before: Callable[[], None] = lambda: None) -> None:

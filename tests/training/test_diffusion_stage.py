@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ldmkit.errors import DataError, DivergedError
-from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.training.batches import held_out
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.diffusion import VALIDATION, begin, split, train_diffusion, trainable, validation_loss
 from ldmkit.training.ema import averaged
-from ldmkit.training.feeding import held_out
-from ldmkit.training.log import Log, read
+from ldmkit.training.logging.log import Log, read
 from ldmkit.training.optim import Group
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop

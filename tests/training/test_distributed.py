@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit.errors import PluginError, ResourceError
-from ldmkit.training import cache as latents
-from ldmkit.training.checkpoint import Checkpoint, Checkpoints
+from ldmkit.training.caching import latents
+from ldmkit.training.checkpointing.checkpoints import Checkpoint, Checkpoints
 from ldmkit.training.diffusion import train_diffusion, trainable
-from ldmkit.training.log import Log, read
+from ldmkit.training.logging.log import Log, read
 from ldmkit.training.optim import Group
-from ldmkit.training.ranks import Ranks
+from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Interrupted, Stop
 
@@ -332,7 +332,7 @@ def test_the_plan_says_what_is_held_and_sent(toy: SimpleNamespace, in_ranks: InR
     """The arithmetic of `plan --gpus` beside what torch.distributed does: a bucket's bytes, a shard's bytes."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    from ldmkit.training.distributed import Replicated, Sharded
+    from ldmkit.training.parallel.distributed import Replicated, Sharded
 
     def action(ranks: Ranks) -> tuple[int, int]:
         copies, model = Replicated(make(toy), Runtime()), make(toy)

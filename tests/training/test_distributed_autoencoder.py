@@ -14,9 +14,9 @@ import torch
 
 from ldmkit.autoencoder import Autoencoder, make
 from ldmkit.training.autoencoder import train_autoencoder
-from ldmkit.training.checkpoint import Checkpoints
-from ldmkit.training.log import Log, read
-from ldmkit.training.ranks import Ranks
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
+from ldmkit.training.logging.log import Log, read
+from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.stop import Interrupted, Stop
 
 InRanks = Callable[..., list[Any]]

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ldmkit.training.console import Console, duration
-from ldmkit.training.log import METRICS, Log, read, truncate
+from ldmkit.training.logging.console import Console, duration
+from ldmkit.training.logging.log import METRICS, Log, read, truncate
 
 
 def train(log: Log, start: int, stop: int, *, total: int = 10) -> None:
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_for_tensorboard_alone(tmp_path: Path, monkeypatch: 
 def test_a_full_disk_is_no_reason_not_to_begin_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(Log(tmp_path), 0, 8)
     before = (tmp_path / METRICS).read_text()
-    monkeypatch.setattr("ldmkit.training.log.os.replace", full)
+    monkeypatch.setattr("ldmkit.training.logging.log.os.replace", full)
     train(Log(tmp_path), 4, 5)
     assert (tmp_path / METRICS).read_text().startswith(before)
     assert not list(tmp_path.glob(".tmp-*"))
@@ -189,7 +189,7 @@ def test_a_checkpoint_that_outlasts_the_grace_of_a_scheduler_is_an_alarm(
         with stage.saving(1):
             pass
         assert not any("alarm" in line for line in read(tmp_path / METRICS))
-        monkeypatch.setattr("ldmkit.training.log.GRACE", 0.01)
+        monkeypatch.setattr("ldmkit.training.logging.log.GRACE", 0.01)
         for step in (2, 3):
             with stage.saving(step):
                 time.sleep(0.02)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ldmkit.data import Dataset, batches
-from ldmkit.data.scenes import ScenesSource as Scenes
+from ldmkit.data.sources.scenes.source import ScenesSource as Scenes
 from ldmkit.training.autoencoder import pictures_only
-from ldmkit.training.memory import Remembered
+from ldmkit.training.caching.samples import Remembered
 
 
 def same(mine: Any, other: Any) -> bool:

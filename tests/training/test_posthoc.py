@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ldmkit.errors import CheckpointError, UsageError
-from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.diffusion import train_diffusion
-from ldmkit.training.log import Log
+from ldmkit.training.logging.log import Log
 from ldmkit.training.posthoc import (
     SNAPSHOTS,
     PostHoc,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ldmkit.errors import DataError, ResourceError
-from ldmkit.training.launching import launched
-from ldmkit.training.ranks import Ranks
+from ldmkit.training.parallel.launch import launched
+from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.stop import Interrupted, Stop
 
 InRanks = Callable[..., list[Any]]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from ldmkit.training import cache as latents
 from ldmkit.training.autoencoder import train_autoencoder
-from ldmkit.training.checkpoint import Checkpoints
+from ldmkit.training.caching import latents
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.diffusion import train_diffusion
-from ldmkit.training.log import Log, read
+from ldmkit.training.logging.log import Log, read
 from ldmkit.training.stop import Interrupted, Stop
 from tests.conftest import checksums
 from tests.training.conftest import Soon

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ldmkit.errors import DivergedError
 from ldmkit.training.autoencoder import train_autoencoder
-from ldmkit.training.checkpoint import Checkpoint, Checkpoints
+from ldmkit.training.checkpointing.checkpoints import Checkpoint, Checkpoints
 from ldmkit.training.diffusion import train_diffusion
-from ldmkit.training.log import Log
+from ldmkit.training.logging.log import Log
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Interrupted, Stop
 

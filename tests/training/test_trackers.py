@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ldmkit.errors import ResourceError
-from ldmkit.training.log import Log
-from ldmkit.training.trackers import Trackers
+from ldmkit.training.logging.log import Log
+from ldmkit.training.logging.trackers import Trackers
 
 tracking = pytest.importorskip("accelerate.tracking", reason="install accelerate: pip install 'ldmkit[trackers]'")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ldmkit import hookimpl
 
 if TYPE_CHECKING:
-    from ldmkit.hookspecs import Register
+    from ldmkit.plugins.hookspecs import Register
 
 
 @hookimpl

@@ -1,0 +1,137 @@
+"""A trained model from a run, a saved model or the hub, with or without some of its conditioners' plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from ldmkit import plugins
+from ldmkit.assembly.construction import Uninitialised, assemble, registered_type, reset_meta_buffers
+from ldmkit.assembly.locations import model_folder
+from ldmkit.conditioning import StoredNull
+from ldmkit.errors import CheckpointError, PluginError, UsageError
+from ldmkit.latent_diffusion import LatentDiffusion, Slot, read_config, read_nulls, read_weights
+from ldmkit.messages import problems_of, tensor_differences
+from ldmkit.plugins import Registry
+
+
+def load(
+    path: str | Path,
+    weights: Literal["ema", "raw"] = "ema",
+    *,
+    without: Sequence[str] = (),
+    registry: Registry | None = None,
+) -> LatentDiffusion:
+    """A trained model in eval mode on the CPU: from a run's directory, a saved model's, or a hub repository ("owner/name").
+
+    The slots in `without` need no plugin: they are null, as the saved model keeps it, and take no value. Such a model samples
+    and is evaluated; saved again it is whole, with the weights of these slots as they were.
+
+    Raises:
+        CheckpointError: nothing that can be read is there, or its weights do not fit.
+        PluginError: a conditioner's plugin is not installed; the error names distribution and version.
+        OfflineError: a hub repository that is not in the local cache and cannot be fetched.
+    """
+    if weights not in ("ema", "raw"):
+        raise CheckpointError(f"weights is {weights!r}; allowed are ema and raw")
+    folder = model_folder(path)
+    config = read_config(folder)
+    if "denoiser" not in config:
+        raise CheckpointError(
+            f"{path} holds an autoencoder alone, and no model", hint="use it in a recipe, with autoencoder.from"
+        )
+    names = _left_out(config, without)
+    # What comes from the hub is somebody else's, and may not say which files of this machine are run.
+    files = plugin_files(config["conditioners"], names) if Path(path).expanduser().exists() else []
+    registry = registry or plugins.load(files=files)
+    for name, slot in config["conditioners"].items():
+        if name not in names:
+            _require(name, slot, registry)
+    tensors = read_weights(folder, weights)
+    left_out = {name: _stored_null(name, folder, tensors) for name in names}
+    model = restore(config, tensors, registry, left_out, where=str(folder))
+    model.loader = partial(load, registry=registry)
+    return model
+
+
+def _stored_null(slot: str, folder: Path, tensors: dict[str, torch.Tensor]) -> StoredNull:
+    """What stands in for a slot that is left out; its weights go from `tensors` into it, so that saving loses none."""
+    prefix = f"conditioners.{slot}."
+    weights = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    return StoredNull(slot=slot, tensors=read_nulls(folder, slot), weights=weights)
+
+
+def _left_out(config: Mapping[str, Any], without: Sequence[str]) -> tuple[str, ...]:
+    slots = config["conditioners"]
+    if unknown := [slot for slot in without if slot not in slots]:
+        raise UsageError(
+            f"no slot is called {', '.join(unknown)}", hint=f"the slots of this model are {', '.join(slots) or 'none'}"
+        )
+    return tuple(dict.fromkeys(without))
+
+
+def _require(name: str, described: Mapping[str, Any], registry: Registry) -> None:
+    """The slot's plugin is here and takes the options that were saved. Raises PluginError naming what was trained with."""
+    slot = Slot.read(name, described)
+    pinned = "=={version}".format(**slot.origin) if "version" in slot.origin else ""
+    get = (
+        f"pip install {slot.origin['distribution']}{pinned}"
+        if "distribution" in slot.origin
+        else "give its file with -p"
+    )
+    instead = f"or leave it out: --without {name}, ldmkit.load(..., without=({name!r},)); it is null then"
+    try:
+        kind = registry.conditioners.load(registered_type(slot, registry))
+    except PluginError as error:
+        raise PluginError(
+            f"slot {name} needs the conditioner '{slot.type}' of {slot.plugin or 'a plugin'}, which cannot be loaded: "
+            f"{error.message}",
+            hint=f"{get}; {instead}",
+        ) from error
+    try:
+        registry.conditioners.options_of(kind).read(dict(slot.options))
+    except ValidationError as error:
+        now = registry.conditioners.entry(registered_type(slot, registry)).origin
+        names = registry.conditioners.options_of(kind).names()
+        problems = problems_of(error, dict(slot.options), lambda path: () if path else names)
+        wrong = "; ".join(f"{problem.key}: {problem.text}" for problem in problems)
+        raise PluginError(
+            f"slot {name} was trained with {slot.plugin or 'a plugin'}, whose options {now} does not take: {wrong}",
+            hint=f"{get}; {instead}",
+        ) from error
+
+
+def restore(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    registry: Registry,
+    left_out: Mapping[str, StoredNull] | None = None,
+    *,
+    where: str,
+) -> LatentDiffusion:
+    """The model that `config` describes with exactly these weights, in eval mode; no weight is drawn first.
+
+    Raises CheckpointError, of `where`, for tensors that are not the model's.
+    """
+    with torch.device("meta"), Uninitialised():
+        model = assemble(config, registry, left_out)
+    if wrong := tensor_differences(model.state_dict(), tensors):
+        raise CheckpointError(f"the weights do not fit the configuration: {wrong}", where=where)
+    model.load_state_dict(tensors, assign=True)
+    reset_meta_buffers(model, config, registry, left_out)
+    model.autoencoder.requires_grad_(False)
+    return model.eval()
+
+
+def plugin_files(slots: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:
+    """The files that the slots' conditioners were trained from with `-p`, where they are still on this machine.
+
+    They are code, and run. A relative path would be whatever lies in the working directory, so only absolute ones count.
+    """
+    files = {slot["origin"].get("file") for name, slot in slots.items() if name not in left_out}
+    return sorted(file for file in files if file is not None and Path(file).is_absolute() and Path(file).is_file())

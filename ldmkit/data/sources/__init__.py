@@ -1,0 +1,1 @@
+"""The data sources that come with ldmkit: one folder or file each."""

@@ -1,0 +1,1 @@
+"""`digits`: the handwritten digits that scikit-learn ships inside its wheel."""

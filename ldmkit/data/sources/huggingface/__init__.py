@@ -1,0 +1,1 @@
+"""`huggingface`: what the `datasets` library reads, from a disk or the hub."""

@@ -1,0 +1,1 @@
+"""`scenes`: images drawn here, each with a caption, a label map, boxes and a class."""

@@ -1,0 +1,1 @@
+"""`webdataset`: tar shards on a disk."""

@@ -1,0 +1,24 @@
+"""Blocks that networks are built from; the parameter names are those of the released checkpoints."""
+
+from ldmkit.denoiser.attention import AttentionBlock, CrossAttention
+from ldmkit.denoiser.embedding import timestep_embedding
+from ldmkit.denoiser.layers import Context, Downsample, Stage, Stem, Upsample, group_norm, zeroed
+from ldmkit.denoiser.residual import ResidualBlock
+from ldmkit.denoiser.transformer import FeedForward, SpatialTransformer, TransformerBlock
+
+__all__ = [
+    "AttentionBlock",
+    "Context",
+    "CrossAttention",
+    "Downsample",
+    "FeedForward",
+    "ResidualBlock",
+    "SpatialTransformer",
+    "Stage",
+    "Stem",
+    "TransformerBlock",
+    "Upsample",
+    "group_norm",
+    "timestep_embedding",
+    "zeroed",
+]

@@ -1,0 +1,130 @@
+"""What a UNet's options mean level by level, and which exclude one another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ldmkit.errors import UsageError
+
+PerLevel = int | Sequence[int]
+"""One number, or one a level from the finest to the coarsest; the middle block takes the last."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What some released models do differently; the defaults are the paper's.
+
+    scale_shift: timestep and vector scale and shift a norm instead of being added.
+    resample_blocks: residual blocks halve and double the size, instead of a convolution.
+    linear_projection: the transformers' projections are linear layers instead of 1x1 convolutions (SD 2, SDXL).
+    self_transformer: without tokens, use transformer blocks whose second attention is self-attention too (what the
+        released code does with no context), instead of plain attention blocks.
+    groups: groups of every group norm; by default 32, or fewer where a level is narrower than 128 channels (see
+        ``ldmkit.denoiser.group_norm``). The released code has 32 at every width.
+    plain_attention: beside the transformers that read tokens, the plain attention of a UNet without tokens, before each of them.
+        So a model that was trained without tokens can learn to read them from where it is.
+    classes: rows of an embedding table inside the UNet, added to the time embedding (`labels` of ``forward``).
+    checkpoint: recompute activations in the backward pass: less memory, about a third more time.
+    """
+
+    scale_shift: bool = False
+    resample_blocks: bool = False
+    linear_projection: bool = False
+    self_transformer: bool = False
+    plain_attention: bool = False
+    groups: int | None = None
+    classes: int | None = None
+    checkpoint: bool = False
+
+    @classmethod
+    def of(cls, value: Variant | Mapping[str, Any] | None) -> Variant:
+        """The variant that a recipe or a saved configuration says."""
+        if isinstance(value, cls):
+            return value
+        options: Mapping[str, Any] = value or {}  # type: ignore[assignment]
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(options.keys() - set(names)):
+            raise UsageError(f"variant has no {', '.join(unknown)}; it has {', '.join(names)}")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a UNet."""
+
+    width: int
+    blocks: int
+    heads: int
+    depth: int
+    attends: bool
+
+
+def plain(value: PerLevel | None) -> int | list[int] | None:
+    """As a JSON value."""
+    return value if value is None or isinstance(value, int) else list(value)
+
+
+def resolve_levels(config: Mapping[str, Any]) -> list[Level]:
+    """The levels of a configuration, from the finest to the coarsest; UsageError where options exclude one another."""
+    _check_options(config)
+    multipliers = config["multipliers"]
+    count = len(multipliers)
+    blocks = spread("blocks", config["blocks"], count)
+    depths = spread("transformer_depth", config["transformer_depth"], count)
+    widths = [config["channels"] * multiplier for multiplier in multipliers]
+    attends = [2**i in config["attention"] for i in range(count)]
+    attending = [a or i == count - 1 for i, a in enumerate(attends)]  # the middle block has the last level's heads
+    heads = _heads(config, widths, attending)
+    return [Level(*options) for options in zip(widths, blocks, heads, depths, attends, strict=True)]
+
+
+def _heads(config: Mapping[str, Any], widths: Sequence[int], attending: Sequence[bool]) -> list[int]:
+    """Heads a level; levels without attention are not checked."""
+    if config["heads"] is not None:
+        heads = spread("heads", config["heads"], len(widths))
+    elif config["head_width"] is not None:
+        head_widths = spread("head_width", config["head_width"], len(widths))
+        bad = [w for w, d, a in zip(widths, head_widths, attending, strict=True) if a and w % d]
+        if bad:
+            raise UsageError(f"head_width {config['head_width']} does not divide levels {bad} channels wide")
+        heads = [max(width // head_width, 1) for width, head_width in zip(widths, head_widths, strict=True)]
+    else:
+        heads = [width // math.gcd(32, width) for width in widths]
+    if bad := [w for w, h, a in zip(widths, heads, attending, strict=True) if a and w % h]:
+        raise UsageError(f"{config['heads']} heads do not divide levels {bad} channels wide")
+    return heads
+
+
+def _check_options(config: Mapping[str, Any]) -> None:
+    factors = [2**i for i in range(len(config["multipliers"]))]
+    if not factors:
+        raise UsageError("multipliers is empty; a UNet has at least one level")
+    if unreached := [factor for factor in config["attention"] if factor not in factors]:
+        raise UsageError(
+            f"attention at {unreached}: no such level; with {len(factors)} multipliers the factors are {factors}",
+            hint="These are down-sampling factors of the latent, not pixels.",
+        )
+    if config["heads"] is not None and config["head_width"] is not None:
+        raise UsageError("heads and head_width are both given; one follows from the other")
+    if config["channels"] % 2:
+        raise UsageError(f"channels={config['channels']}; the timestep embedding needs an even number")
+    if config["context_width"] is not None and config["variant"]["self_transformer"]:
+        raise UsageError("self_transformer is for a UNet without tokens; here context_width is given")
+    if config["context_width"] is None and config["variant"]["plain_attention"]:
+        raise UsageError(
+            "plain_attention stands beside transformers that read tokens, and this UNet reads none",
+            hint="without a condition by tokens the attention is plain anyway: leave plain_attention out",
+        )
+
+
+def spread(name: str, value: int | Sequence[int], levels: int) -> list[int]:
+    """One number a level."""
+    numbers = [value] * levels if isinstance(value, int) else list(value)
+    if len(numbers) != levels:
+        raise UsageError(f"{name} lists {len(numbers)} numbers for {levels} levels")
+    if any(number < 1 for number in numbers):
+        raise UsageError(f"{name}={value}; every level needs 1 or more")
+    return numbers

@@ -1,0 +1,99 @@
+"""The spatial transformer: how tokens reach the UNet."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldmkit.denoiser.attention import CrossAttention
+from ldmkit.denoiser.layers import Context, group_norm, zeroed
+
+
+class GEGLU(nn.Module):
+    """``value * gelu(gate)`` of one projection (Shazeer 2020)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(inputs, 2 * outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, inputs) -> (b, n, outputs)."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Gated linear unit, four times as wide inside."""
+
+    def __init__(self, width: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, width) -> (b, n, width)."""
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each after a layer norm and added to its input.
+
+    This is the order of the released code; the paper's table B.1 prints the feed-forward before the cross-attention.
+    Without `context_width` the second attention is self-attention too, as the released code has it.
+    """
+
+    def __init__(self, width: int, *, heads: int, context_width: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.reads_tokens = context_width is not None
+        self.attn1 = CrossAttention(width, width, heads=heads, dropout=dropout)
+        self.ff = FeedForward(width, dropout=dropout)
+        self.attn2 = CrossAttention(width, context_width or width, heads=heads, dropout=dropout)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+        """x (b, n, width), tokens (b, l, context width), mask (b, 1, 1, l) -> (b, n, width)."""
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        normed = self.norm2(x)
+        if self.reads_tokens:
+            assert tokens is not None
+            x = x + self.attn2(normed, tokens, mask)
+        else:
+            x = x + self.attn2(normed, normed)
+        return x + self.ff(self.norm3(x))  # type: ignore[no-any-return]
+
+
+class SpatialTransformer(nn.Module):
+    """`depth` transformer blocks over the pixels of the grid (the paper, appendix E.2.1).
+
+    `linear` projects in and out with linear layers (SD 2, SDXL) in place of 1x1 convolutions: the same numbers, other
+    parameter shapes. The projection out starts at zero.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        depth: int = 1,
+        context_width: int | None = None,
+        dropout: float = 0.0,
+        linear: bool = False,
+        groups: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups=groups, eps=1e-6)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, heads=heads, context_width=context_width, dropout=dropout) for _ in range(depth)
+        )
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out = zeroed(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        h = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (b, h * w, c)
+        # A 1x1 convolution is a linear layer over pixels; in this layout it needs no second transposition.
+        h = F.linear(h, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        for block in self.transformer_blocks:
+            h = block(h, context.tokens, context.mask)
+        h = F.linear(h, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + h.transpose(1, 2).reshape(x.shape)

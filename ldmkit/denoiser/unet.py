@@ -1,0 +1,252 @@
+"""The UNet: epsilon_theta, with three ports for conditions.
+
+Parameters are named as in the released checkpoints (Rombach et al. 2022; the layout is Dhariwal & Nichol's), so those
+load after their ``model.diffusion_model.`` prefix is taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmkit.denoiser import (
+    AttentionBlock,
+    Context,
+    Downsample,
+    ResidualBlock,
+    SpatialTransformer,
+    Stage,
+    Stem,
+    Upsample,
+    group_norm,
+    timestep_embedding,
+    zeroed,
+)
+from ldmkit.denoiser.levels import Level, PerLevel, Variant, plain, resolve_levels
+from ldmkit.errors import UsageError
+
+
+class UNet(nn.Module):
+    """A noisy latent and its timestep to the prediction; conditions come in by tokens, vector and concat.
+
+    in_channels: latent channels plus those of the concat port. out_channels: latent channels.
+    channels, multipliers: level i is ``channels * multipliers[i]`` wide and ``2 ** i`` times smaller than the input.
+    blocks: residual blocks a level on the way down (one more on the way up).
+    attention: the **down-sampling factors** of the levels with attention, not pixels. The middle always has it.
+    heads or head_width: how many attention heads, or how wide each is (default: 32, or what divides the width).
+        ``heads=1`` is what the released class, layout and text-256 models were trained with.
+    context_width: width of the tokens; None builds a UNet that takes no tokens (self-attention alone).
+    transformer_depth: transformer blocks in each attention.
+    dropout: probability, in residual blocks and transformers.
+    config: the constructor's arguments as JSON values, so that ``UNet(**unet.config)`` builds it again.
+    vector_width: width of the vector port, that of the time embedding.
+    reduction: height and width of the input are multiples of it.
+
+    Raises UsageError for options that exclude one another or do nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2, 4),
+        blocks: PerLevel = 2,
+        attention: Sequence[int] = (2, 4),
+        heads: PerLevel | None = None,
+        head_width: PerLevel | None = None,
+        context_width: int | None = None,
+        transformer_depth: PerLevel = 1,
+        dropout: float = 0.0,
+        variant: Variant | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.variant = Variant.of(variant)
+        # To be switched at will: it changes no number and is no part of the model.
+        self.checkpointing = self.variant.checkpoint
+        self.config: dict[str, Any] = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": channels,
+            "multipliers": list(multipliers),
+            "blocks": plain(blocks),
+            "attention": list(attention),
+            "heads": plain(heads),
+            "head_width": plain(head_width),
+            "context_width": context_width,
+            "transformer_depth": plain(transformer_depth),
+            "dropout": dropout,
+            "variant": asdict(self.variant),
+        }
+        self.in_channels, self.out_channels, self.context_width = in_channels, out_channels, context_width
+        self.channels, self.vector_width, self.reduction = channels, 4 * channels, 2 ** (len(multipliers) - 1)
+        self.dropout = dropout
+        levels = resolve_levels(self.config)
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(channels, self.vector_width), nn.SiLU(), nn.Linear(self.vector_width, self.vector_width)
+        )
+        if self.variant.classes is not None:
+            self.label_emb = nn.Embedding(self.variant.classes, self.vector_width)
+        skips: list[int] = []
+        self.input_blocks = nn.ModuleList(self._down(levels, skips))
+        self.middle_block = self._middle(levels[-1])
+        self.output_blocks = nn.ModuleList(self._up(levels, skips))
+        self.out = nn.Sequential(
+            group_norm(levels[0].width, groups=self.variant.groups),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(levels[0].width, out_channels, 3, padding=1)),
+        )
+
+    def _down(self, levels: Sequence[Level], skips: list[int]) -> Iterator[Stage]:
+        """The encoder's stages; the width that each hands to the decoder is appended to `skips`."""
+        width = self.channels
+        skips.append(width)
+        yield Stage([Stem(self.in_channels, width)])
+        for level in levels:
+            for _ in range(level.blocks):
+                yield Stage([self._residual(width, level.width), *self._attention(level)])
+                width = level.width
+                skips.append(width)
+            if level is not levels[-1]:
+                skips.append(width)
+                half = nn.AvgPool2d(2)
+                resample = self.variant.resample_blocks
+                yield Stage([self._residual(width, width, half) if resample else Downsample(width)])
+
+    def _middle(self, level: Level) -> Stage:
+        width = level.width
+        attention = self._attention(level, middle=True)
+        return Stage([self._residual(width, width), *attention, self._residual(width, width)])
+
+    def _up(self, levels: Sequence[Level], skips: list[int]) -> Iterator[Stage]:
+        width = levels[-1].width
+        for level in reversed(levels):
+            for block in range(level.blocks + 1):
+                stage = [self._residual(width + skips.pop(), level.width), *self._attention(level)]
+                width = level.width
+                if block == level.blocks and level is not levels[0]:
+                    double = nn.Upsample(scale_factor=2.0, mode="nearest")
+                    resample = self.variant.resample_blocks
+                    stage.append(self._residual(width, width, double) if resample else Upsample(width))
+                yield Stage(stage)
+
+    def _residual(self, inputs: int, outputs: int, resample: nn.Module | None = None) -> nn.Module:
+        return ResidualBlock(
+            inputs,
+            outputs,
+            self.vector_width,
+            dropout=self.dropout,
+            scale_shift=self.variant.scale_shift,
+            resample=resample,
+            groups=self.variant.groups,
+        )
+
+    def _attention(self, level: Level, *, middle: bool = False) -> Iterator[nn.Module]:
+        """The attention of a level: none, one, or with `plain_attention` two."""
+        if not (level.attends or middle):
+            return
+        transformer = self.context_width is not None or self.variant.self_transformer
+        if not transformer or self.variant.plain_attention:
+            yield AttentionBlock(level.width, level.heads, groups=self.variant.groups)
+        if not transformer:
+            return
+        yield SpatialTransformer(
+            level.width,
+            heads=level.heads,
+            depth=level.depth,
+            context_width=self.context_width,
+            dropout=self.dropout,
+            linear=self.variant.linear_projection,
+            groups=self.variant.groups,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        vector: Tensor | None = None,
+        concat: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Predict from x (b, c, h, w), noisy latents, and t (b,), timesteps in [0, T), integer or fractional.
+
+        tokens (b, l, context_width) and mask (b, l), bool, True = attend; None attends to all.
+        vector (b, vector_width), added to the time embedding. concat (b, in_channels - c, h, w), joined after x.
+        labels (b,), integers, for ``Variant(classes=...)``. Returns (b, out_channels, h, w) in the dtype of x.
+        Raises UsageError for a shape that does not fit, for tokens missing or unexpected, and for a height or width
+        that is no multiple of `reduction`.
+        """
+        if concat is not None:
+            _check("concat", concat, (x.shape[0], self.in_channels - x.shape[1], *x.shape[2:]))
+            x = torch.cat([x, concat], dim=1)
+        self._check_inputs(x, t, tokens, mask, vector, labels)
+        embedding = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
+        if vector is not None:
+            embedding = embedding + vector
+        if labels is not None:
+            embedding = embedding + self.label_emb(labels)
+        context = Context(embedding, tokens, None if mask is None else mask[:, None, None, :])
+        return self.out(self._run(x, context))  # type: ignore[no-any-return]
+
+    def _run(self, h: Tensor, context: Context) -> Tensor:
+        checkpointed = self.checkpointing and torch.is_grad_enabled()
+        skips = []
+        for stage in self.input_blocks:
+            h = stage(h, context, checkpointed=checkpointed)
+            skips.append(h)
+        h = self.middle_block(h, context, checkpointed=checkpointed)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), context, checkpointed=checkpointed)
+        return h
+
+    def _check_inputs(
+        self,
+        x: Tensor,
+        t: Tensor,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        vector: Tensor | None,
+        labels: Tensor | None,
+    ) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise UsageError(
+                f"the UNet reads (b, {self.in_channels}, h, w), latent and concat channels together; "
+                f"it was given {tuple(x.shape)}"
+            )
+        b, _, height, width = x.shape
+        if height % self.reduction or width % self.reduction:
+            raise UsageError(
+                f"a {height}x{width} latent cannot be halved {self.reduction.bit_length() - 1} times; "
+                f"height and width must be multiples of {self.reduction}"
+            )
+        _check("t", t, (b,))
+        if (tokens is None) != (self.context_width is None):
+            given, wanted = ("no tokens", "needs") if tokens is None else ("tokens", "has no port for")
+            raise UsageError(
+                f"{given} were given to a UNet that {wanted} them (context_width={self.context_width})",
+                hint="Without a condition, give the conditioner's null; for no tokens at all, context_width=None.",
+            )
+        if tokens is not None:
+            _check("tokens", tokens, (b, tokens.shape[1] if tokens.ndim == 3 else -1, self.context_width or 0))
+        if mask is not None:
+            _check("mask", mask, (b, tokens.shape[1] if tokens is not None else 0))
+            if mask.dtype != torch.bool:
+                raise UsageError(f"mask is {mask.dtype}; it must be torch.bool, True = attend")
+        if vector is not None:
+            _check("vector", vector, (b, self.vector_width))
+        if (labels is None) != (self.variant.classes is None):
+            raise UsageError(f"labels fit Variant(classes=...) alone; here classes={self.variant.classes}")
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise UsageError(f"{name} has shape {tuple(tensor.shape)}; here it must be {shape}")

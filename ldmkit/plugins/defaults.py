@@ -1,0 +1,67 @@
+"""The core's own data sources, samplers, metrics and the stand-in conditioner, registered like anybody's. Loads no torch."""
+
+from __future__ import annotations
+
+from ldmkit.plugins.hookspecs import Register, hookimpl
+
+DATA_SOURCES = {
+    "photos": "photos:PhotosSource",
+    "digits": "digits.source:DigitsSource",
+    "scenes": "scenes.source:ScenesSource",
+    "folder": "folder.source:FolderSource",
+    "huggingface": "huggingface.source:HuggingfaceSource",
+    "webdataset": "webdataset.source:WebdatasetSource",
+}
+SAMPLERS = (
+    "ddim",
+    "ddpm",
+    "plms",
+    "dpm-solver",
+    "dpmpp-2m",
+    "dpmpp-2s",
+    "dpmpp-sde",
+    "euler",
+    "euler-ancestral",
+    "heun",
+    "lms",
+    "unipc",
+    "deis",
+)
+METRICS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "spectrum": "Spectrum",
+    "conditioning-gain": "ConditioningGain",
+    "fidelity": "Fidelity",
+    "frechet": "Frechet",
+    "judge": "Judge",
+    "nearest": "Nearest",
+    "reconstruction": "Reconstruction",
+    "subsets": "Subsets",
+    "variational-bound": "VariationalBound",
+}
+
+
+@hookimpl
+def ldmkit_register_conditioners(register: Register) -> None:
+    # Knows no modality: it hands on what somebody else encoded. Imported models whose modality has no plugin are made with it.
+    register("given", "ldmkit.conditioning.precomputed:PrecomputedConditioner")
+
+
+@hookimpl
+def ldmkit_register_data_sources(register: Register) -> None:
+    for name, target in DATA_SOURCES.items():
+        register(name, f"ldmkit.data.sources.{target}")
+
+
+@hookimpl
+def ldmkit_register_samplers(register: Register) -> None:
+    for name in SAMPLERS:
+        register(name, f"ldmkit.samplers:{name.replace('-', '_')}")
+
+
+@hookimpl
+def ldmkit_register_metrics(register: Register) -> None:
+    for name, metric in METRICS.items():
+        register(name, f"ldmkit.evaluation.metrics:{metric}")

@@ -1,0 +1,1 @@
+"""One recipe from data to report, in one directory."""

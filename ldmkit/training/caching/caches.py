@@ -1,0 +1,114 @@
+"""What stage two need not compute in every step: the autoencoder's posteriors, and what frozen conditioners answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ldmkit.conditioning import Batch
+from ldmkit.data import Dataset, Order
+from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.recipe import Recipe
+from ldmkit.training.caching import conditionings, latents, shard_store
+from ldmkit.training.logging.console import Console
+from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.runtime import Runtime
+from ldmkit.training.stop import Stop
+
+
+class Attaching(Protocol):
+    """Completes a batch with what was computed before."""
+
+    def attach(self, batch: Batch) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Several, one after the other."""
+
+    caches: Sequence[Attaching]
+
+    def attach(self, batch: Batch) -> Batch:
+        """The batch with all they have."""
+        for cache in self.caches:
+            batch = cache.attach(batch)
+        return batch
+
+
+@dataclass(frozen=True)
+class Caching:
+    """How one run keeps things: `runtime.cache` of its recipe is ``auto`` (in the run's directory, what fits into memory),
+    ``off``, or a path, where all is kept whatever its size, for every recipe that needs the same.
+
+    Args:
+        folder: the run's directory.
+        content: a digest of the data's files, and of the plugin that reads them.
+    """
+
+    recipe: Recipe
+    folder: Path
+    content: str
+    runtime: Runtime
+    console: Console
+    stop: Stop
+    ranks: Ranks
+
+    @property
+    def automatic(self) -> bool:
+        """Whether nobody said where to."""
+        return self.recipe.runtime.cache == "auto"
+
+    def latents(self, model: LatentDiffusion, data: Dataset) -> latents.LatentCache | None:
+        """The posteriors of every item, computed now where they are not there yet; None where they are not kept."""
+        if self.recipe.runtime.cache == "off" or not data.finite:
+            return None
+        if self.automatic and not latents.fits(model.autoencoder, data):
+            return None
+        return latents.build(
+            model.autoencoder,
+            data,
+            folder=self._place("latents"),
+            key=latents.fingerprint(model.autoencoder, self._described(data) | {"precision": self.runtime.precision}),
+            seed=self.recipe.seed,
+            order=self._order(data),
+            runtime=self.runtime,
+            console=self.console,
+            stop=self.stop,
+            ranks=self.ranks,
+        )
+
+    def answers(self, model: LatentDiffusion, data: Dataset) -> conditionings.AnswerCache | None:
+        """What the slots answer in which nothing is trained; the autoencoder is scaled already."""
+        section, settings = self.recipe.runtime.cache, self.recipe.train
+        if section == "off" or not data.finite:
+            return None
+        if self.automatic and settings.steps * settings.batch <= len(data):
+            return None  # less than an epoch: each would be asked for once
+        described, precision = self._described(data), self.runtime.precision
+        return conditionings.build(
+            model,
+            data,
+            folder=self._place("conditions"),
+            key=lambda slot: conditionings.fingerprint(model, slot, described, precision),
+            order=self._order(data),
+            most=shard_store.LARGEST if self.automatic else None,
+            runtime=self.runtime,
+            console=self.console,
+            stop=self.stop,
+            ranks=self.ranks,
+        )
+
+    def _place(self, name: str) -> Path:
+        where = self.recipe.runtime.cache
+        return self.folder / name if where == "auto" else Path(where).expanduser()
+
+    def _order(self, data: Dataset) -> Order:
+        return data.order(self.recipe.seed, self.recipe.train.batch)
+
+    def _described(self, data: Dataset) -> dict[str, Any]:
+        """What the data are, and how they are cut; the seed only where it decides a view, so that runs of other seeds share."""
+        section: dict[str, Any] = self.recipe.resolved(redact=False)["data"]
+        drawn = {"seed": self.recipe.seed} if data.drawn else {}
+        return {**section, **drawn, "files": self.content}

@@ -1,0 +1,1 @@
+"""Checkpoints: a stage's state, written whole or not at all."""

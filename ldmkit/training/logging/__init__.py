@@ -1,0 +1,1 @@
+"""Numbers, images and messages on their way out."""
