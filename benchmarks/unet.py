@@ -186,7 +186,7 @@ def randomised(unet: UNet) -> UNet:
 def calls(name: str) -> tuple[int, Callable[[], Tensor], Callable[[], Tensor]]:
     """The number of parameters, and one forward of ldmkit and one of diffusers at equal weights."""
     network = NETWORKS[name]
-    unet = randomised(UNet(in_channels=4, out_channels=4, variant={"groups": 32}, **network.options))
+    unet = randomised(UNet.of_widths(in_channels=4, out_channels=4, variant={"groups": 32}, **network.options))
     other = diffusers_unet(unet)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(network.batch, 4, network.side, network.side, generator=generator)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Tensors,
         pad_stack,
     )
+    from ldmkit.denoiser import Denoiser
     from ldmkit.errors import (
         CheckpointError,
         DataError,
@@ -49,6 +50,7 @@ _PUBLIC = {
     "load": "ldmkit.runs.loading",
     "run": "ldmkit.runs.run",
     "Run": "ldmkit.runs.run",
+    "Denoiser": "ldmkit.denoiser",
     "hookimpl": "ldmkit.plugins.hookspecs",
     "LatentDiffusion": "ldmkit.latent_diffusion",
     **dict.fromkeys(
@@ -90,6 +92,7 @@ __all__ = [
     "ConditionerSet",
     "Conditioning",
     "DataError",
+    "Denoiser",
     "DivergedError",
     "ForeignStage",
     "LatentDiffusion",

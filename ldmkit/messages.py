@@ -26,6 +26,7 @@ _EXPECTED = {
     "path_type": "a path",
     "list_type": "a list",
     "tuple_type": "a list",
+    "sequence_type": "a list",
     "set_type": "a list",
     "frozen_set_type": "a list",
     "dict_type": "a mapping of keys",
@@ -59,10 +60,15 @@ def dotted(path: Iterable[str | int]) -> str:
     return ".".join(str(step) for step in path)
 
 
+def nearest(given: object, names: Iterable[str]) -> str | None:
+    """The name that somebody who wrote `given` may have meant."""
+    return next(iter(difflib.get_close_matches(str(given), list(names), n=1)), None)
+
+
 def did_you_mean(given: object, names: Iterable[str]) -> str:
     """`; did you mean 'lr'?`, or nothing."""
-    near = difflib.get_close_matches(str(given), list(names), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = nearest(given, names)
+    return "" if near is None else f"; did you mean '{near}'?"
 
 
 class Shaped(Protocol):

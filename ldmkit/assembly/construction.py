@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ldmkit import autoencoder as autoencoders
 from ldmkit import diffusion as objectives
 from ldmkit import plugins, random
-from ldmkit.assembly.inheritance import inherited
+from ldmkit.assembly.inheritance import DERIVED_WIDTHS, inherited
 from ldmkit.assembly.sources import source_of
+from ldmkit.autoencoder import Autoencoder
 from ldmkit.conditioning import Conditioner, ConditionerSet, Dropout, LatentSpec, Ports, StoredNull
 from ldmkit.conditioning.checks import called
-from ldmkit.denoiser.unet import UNet
+from ldmkit.denoiser import Denoiser
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.guidance import parse
 from ldmkit.latent_diffusion import LatentDiffusion, Sampler, Slot
 from ldmkit.plugins import Registry
-from ldmkit.plugins.options import derived
+from ldmkit.plugins.catalog import Catalog
+from ldmkit.plugins.options import fill
 from ldmkit.recipe import Recipe
 
-# Keys of the autoencoder's section that its constructor does not take.
-NOT_OPTIONS = {"type", "from", "scale", "train", "loss"}
-DERIVED_WIDTHS = ("in_channels", "out_channels", "context_width")
 _FILLING = {"normal_", "uniform_", "trunc_normal_"}
 
 
@@ -71,19 +69,30 @@ def _description(recipe: Recipe, registry: Registry) -> dict[str, Any]:
     """What `config.json` of the recipe's model says."""
     resolved = recipe.resolved(redact=False)
     channels = recipe.data.channels or source_of(recipe, registry).info().channels
-    first_stage = {key: value for key, value in resolved["autoencoder"].items() if key not in NOT_OPTIONS}
+    first_stage = recipe.autoencoder.options
     first_stage["image_channels"] = first_stage.get("image_channels") or channels
     _check_channels(recipe, first_stage["image_channels"], channels)
     sampling = {key: value for key, value in resolved["sample"].items() if key not in ("type", "count", "seed")}
     return {
         "size": list(recipe.data.shape),
         "autoencoder": {"type": recipe.autoencoder.type, **first_stage},
-        "denoiser": {key: value for key, value in resolved["denoiser"].items() if key != "type"},
+        "denoiser": {"type": recipe.denoiser.type, **recipe.denoiser.options},
         "diffusion": resolved["diffusion"],
         "conditioners": {name: _slot(recipe, name, registry) for name in recipe.conditioners},
         "dropout": _dropout(recipe).to_json(),
         "sampling": {"sampler": recipe.sample.type, **sampling},
+        "origins": _origins(recipe, registry),
     }
+
+
+def _origins(recipe: Recipe, registry: Registry) -> dict[str, Any]:
+    """Where the parts that plugins have come from, so that loading can name them."""
+    named = {
+        "autoencoder": registry.autoencoders.entry(recipe.autoencoder.type),
+        "denoiser": registry.denoisers.entry(recipe.denoiser.type),
+        "schedule": registry.schedules.entry(recipe.diffusion.schedule.type),
+    }
+    return {part: entry.origin.to_json() for part, entry in named.items() if not entry.origin.core}
 
 
 def _check_channels(recipe: Recipe, given: int, found: int) -> None:
@@ -107,12 +116,11 @@ def _slot(recipe: Recipe, name: str, registry: Registry) -> dict[str, Any]:
             name,
             hint="call ldmkit.fit(recipe) before ldmkit.build, or give the option in the recipe",
         )
-    origin = registry.conditioners.entry(slot.type).origin
     return {
         "type": slot.type,
         "options": model.read(slot.options).plain(),
         "fields": dict(slot.fields_),
-        "origin": {key: value for key, value in vars(origin).items() if value is not None},
+        "origin": registry.conditioners.entry(slot.type).origin.to_json(),
     }
 
 
@@ -130,21 +138,15 @@ def assemble(
 
     `left_out` holds what stands in for the slots whose plugins are not asked for.
     """
-    first_stage = autoencoders.make(**config["autoencoder"])
+    first_stage = autoencoder_of(config["autoencoder"], registry)
     size = (int(config["size"][0]), int(config["size"][1]))
     spec = LatentSpec(first_stage.latent_channels, first_stage.factor, size)
     slots = {name: Slot.read(name, slot) for name, slot in config["conditioners"].items()}
     stored = left_out or {}
     conditioners = {n: stored[n] if n in stored else conditioner_of(n, s, spec, registry) for n, s in slots.items()}
     with torch.device("cpu"):  # a schedule is numbers, also where the networks are built on meta
-        objective = objectives.make(**config["diffusion"])
-    network = {key: value for key, value in config["denoiser"].items() if key not in DERIVED_WIDTHS}
-    denoiser = UNet(
-        in_channels=spec.channels + sum(c.emits.concat for c in conditioners.values()),
-        out_channels=spec.channels,
-        context_width=max((c.emits.tokens for c in conditioners.values()), default=0) or None,
-        **network,
-    )
+        objective = objectives.make(**config["diffusion"], schedules=registry.schedules)
+    denoiser = denoiser_of(config["denoiser"], registry, spec, joined([c.emits for c in conditioners.values()]))
     return LatentDiffusion(
         first_stage,
         denoiser,
@@ -158,9 +160,52 @@ def assemble(
         objective,
         size=size,
         samplers=samplers(registry),
+        guidance=registry.guidance,
         sampling=config["sampling"],
         slots=slots,
+        parts={part: config[part] for part in ("autoencoder", "denoiser")},
+        origins=config.get("origins"),
     )
+
+
+def latent_spec(model: LatentDiffusion) -> LatentSpec:
+    """The latent space of a model."""
+    return LatentSpec(model.autoencoder.latent_channels, model.autoencoder.factor, model.size)
+
+
+def joined(emits: Sequence[Ports]) -> Ports:
+    """What the conditioners feed together: tokens of the widest, all concat channels, the vectors' sum."""
+    return Ports(
+        tokens=max((ports.tokens for ports in emits), default=0),
+        vector=max((ports.vector for ports in emits), default=0),
+        concat=sum(ports.concat for ports in emits),
+        length=sum(ports.length for ports in emits),
+    )
+
+
+def autoencoder_of(config: Mapping[str, Any], registry: Registry) -> Autoencoder:
+    """The autoencoder of a configuration, `type` and options, fresh. Raises PluginError where nobody registers it."""
+    options = {key: value for key, value in config.items() if key != "type"}
+    kind = registry.autoencoders.load(config["type"])
+    arguments = _arguments(registry.autoencoders, kind, options)
+    made: Autoencoder = called(f"the autoencoder {config['type']}", "__init__", lambda: kind(**arguments))
+    return made
+
+
+def denoiser_of(config: Mapping[str, Any], registry: Registry, spec: LatentSpec, ports: Ports) -> Denoiser:
+    """The denoiser of a configuration, `type` and options, fresh; without a type the UNet."""
+    name = str(config.get("type", "unet"))
+    options = {key: value for key, value in config.items() if key not in ("type", *DERIVED_WIDTHS)}
+    kind = registry.denoisers.load(name)
+    arguments = _arguments(registry.denoisers, kind, options) | fill(kind, LatentSpec=spec, Ports=ports)
+    made: Denoiser = called(f"the denoiser {name}", "__init__", lambda: kind(**arguments))
+    return made
+
+
+def _arguments(catalog: Catalog, kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments; options that are null and that the core fills in are left to the constructor."""
+    arguments = catalog.options_of(kind).read(options).arguments()
+    return {name: value for name, value in arguments.items() if value is not None or name not in catalog.kind.filled}
 
 
 def conditioner_of(name: str, slot: Slot, spec: LatentSpec, registry: Registry) -> Conditioner:
@@ -168,7 +213,7 @@ def conditioner_of(name: str, slot: Slot, spec: LatentSpec, registry: Registry) 
     kind = registry.conditioners.load(registered_type(slot, registry))
     arguments = registry.conditioners.options_of(kind).read(dict(slot.options)).arguments()
     who = f"the conditioner of slot {name} ({', '.join(filter(None, (kind.__name__, slot.plugin)))})"
-    made: Conditioner = called(who, "__init__", lambda: kind(**arguments, **dict.fromkeys(derived(kind), spec)))
+    made: Conditioner = called(who, "__init__", lambda: kind(**arguments, **fill(kind, LatentSpec=spec)))
     if not isinstance(vars(made).get("emits"), Ports):
         raise PluginError(
             f"{who} has no ports: emits is {vars(made).get('emits')!r}",

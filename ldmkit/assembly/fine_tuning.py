@@ -74,7 +74,6 @@ def initialise(
             done.notes.append("the autoencoder is not the source's: its weights know other latents")
         _denoiser(model, source, done, where)
         _conditioners(model.conditioners, source.conditioners, done, where)
-        _stem(model, source, where)
         if model.diffusion.logvar is not None and source.diffusion.logvar is not None:
             _copy(model.diffusion, source.diffusion, "learned variance", where)
     if model.diffusion.schedule.config != source.diffusion.schedule.config:
@@ -128,14 +127,24 @@ def _silence_vector(conditioners: ConditionerSet, slot: str) -> None:
 
 
 def _denoiser(model: LatentDiffusion, source: LatentDiffusion, done: Initialised, where: str) -> None:
+    """The network, and the stem apart: its channels are those of the conditions."""
+    ours, theirs = model.denoiser, source.denoiser
+    if isinstance(ours, UNet) and isinstance(theirs, UNet):
+        _unet(ours, theirs, model, done, where)
+        _stem(model, source, where)
+    else:  # of what is inside another network nothing is known: all of it, or nothing
+        _copy(ours, theirs, "denoiser", where)
+
+
+def _unet(target: UNet, source: UNet, model: LatentDiffusion, done: Initialised, where: str) -> None:
     new_tokens = [slot for slot in done.added if model.conditioners[slot].emits.tokens]
-    if new_tokens and source.denoiser.context_width is not None:
+    if new_tokens and source.context_width is not None:
         raise UsageError(
             f"the source reads tokens already, and those of {', '.join(new_tokens)} would share their attention from the first "
             "step on: they cannot start without effect",
             hint="add the condition by vector or concat, or start from a model without tokens",
         )
-    for ours, theirs in _pairs(model.denoiser, source.denoiser, where):
+    for ours, theirs in _pairs(target, source, where):
         if theirs is not None:
             _copy(ours, theirs, "denoiser", where)
         else:
@@ -150,8 +159,7 @@ def _pairs(target: UNet, source: UNet, where: str) -> Iterator[tuple[nn.Module, 
     yield target.out, source.out
     if hasattr(target, "label_emb") or hasattr(source, "label_emb"):
         yield nn.ModuleDict(_labels(target)), nn.ModuleDict(_labels(source))
-    ours = [*list(target.input_blocks)[1:], target.middle_block, *target.output_blocks]
-    theirs = [*list(source.input_blocks)[1:], source.middle_block, *source.output_blocks]
+    ours, theirs = target.blocks()[1:], source.blocks()[1:]
     if len(ours) != len(theirs):
         raise _other_blocks(f"it has {len(ours)} stages and the source {len(theirs)}", where)
     for stage, other in zip(ours, theirs, strict=True):

@@ -39,7 +39,7 @@ def fit(recipe: Recipe, registry: Registry | None = None) -> Recipe:
         for key, value in learned.items():
             if key not in given:
                 changes[f"conditioners.{name}.{key}"] = value
-    return recipe.updated(changes).validate_components(registry) if changes else recipe
+    return recipe.updated(changes) if changes else recipe
 
 
 def learned_options(asked: Recipe, fitted: Recipe) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -12,8 +12,11 @@ from ldmkit.errors import CheckpointError
 from ldmkit.latent_diffusion import read_config
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
+from ldmkit.recipe.base import Component
+from ldmkit.recipe.components import complete_options, option_names
 
-WIDTHS = ("in_channels", "out_channels", "context_width")  # follow from the autoencoder and the conditioners
+# What configurations of UNets say beside their options; it follows from the autoencoder and the conditioners.
+DERIVED_WIDTHS = ("in_channels", "out_channels", "context_width")
 EITHER = ("heads", "head_width")  # one says it; the other would contradict
 
 
@@ -28,26 +31,29 @@ def inherited(recipe: Recipe, registry: Registry) -> Recipe:
         OfflineError: it is on the hub, and cannot be fetched.
     """
     changes: dict[str, Any] = {}
-    if recipe.init is not None and _open(recipe.denoiser):
+    if recipe.init is not None and _open(recipe, registry, "denoiser"):
         where = recipe.init.from_
         source = _config(where, "denoiser", "`autoencoder: {from: ...}` takes a first stage alone")
-        changes["denoiser"] = _denoiser(recipe, source["denoiser"])
-        changes["diffusion"] = _under(recipe.diffusion, source["diffusion"])
-        changes["autoencoder"] = _autoencoder(recipe, source["autoencoder"], where)
+        changes["denoiser"] = _denoiser(recipe, source["denoiser"], registry)
+        changes["diffusion"] = _diffusion(recipe, source["diffusion"])
+        changes["autoencoder"] = _autoencoder(recipe, source["autoencoder"], where, registry)
         changes |= _slots(recipe, source["conditioners"])
-    if (where_from := recipe.autoencoder.from_) is not None and _open(recipe.autoencoder):
+    if (where_from := recipe.autoencoder.from_) is not None and _open(recipe, registry, "autoencoder"):
         trained = _config(where_from, "autoencoder", "give a run, a saved model, or what `ldmkit import` wrote")
-        changes["autoencoder"] = _autoencoder(recipe, trained["autoencoder"], where_from)
+        changes["autoencoder"] = _autoencoder(recipe, trained["autoencoder"], where_from, registry)
     if not changes:
         return recipe
     # Validated first: a source's own defaults go before those of the section, which `updated` writes out.
-    return recipe.validate_components(registry).updated(changes).validate_components(registry)
+    return recipe.validate_components(registry).updated(changes)
 
 
-def _open(section: BaseModel) -> bool:
-    """Whether something of the section is left to others. What is no option of a network does not count."""
-    left = set(type(section).model_fields) - section.model_fields_set - {"from_", "train", "scale", "loss"}
-    return bool(left)
+def _open(recipe: Recipe, registry: Registry, section: Literal["autoencoder", "denoiser"]) -> bool:
+    """Whether something of the network is left to others."""
+    given: Component = getattr(recipe, section)
+    if "type" not in given.model_fields_set:
+        return True
+    names = option_names((section,), given.type, registry)
+    return not set(names) <= set(given.options)
 
 
 def _config(where: str, part: str, hint: str) -> dict[str, Any]:
@@ -63,24 +69,35 @@ def _said(section: BaseModel) -> dict[str, Any]:
     return section.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def _under(section: BaseModel, source: Mapping[str, Any]) -> dict[str, Any]:
-    return {**source, **_said(section)}
+def _diffusion(recipe: Recipe, source: Mapping[str, Any]) -> dict[str, Any]:
+    return {**source, **_said(recipe.diffusion)}
 
 
-def _autoencoder(recipe: Recipe, source: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _complete(kind: str, section: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """With the defaults of options that the source, which may be older, does not know."""
+    catalog = registry.catalogs[kind]
+    model = catalog.options(section["type"])
+    options = {key: value for key, value in section.items() if key in model.names()}
+    return {**section, **complete_options(model, options)}
+
+
+def _autoencoder(recipe: Recipe, source: Mapping[str, Any], where: str, registry: Registry) -> dict[str, Any]:
     said = _said(recipe.autoencoder)
     if (kind := said.get("type", source["type"])) != source["type"]:
         raise recipe.error(f"is {kind}, and {where} has {source['type']}", "autoencoder", "type", hint="leave it out")
-    return {**source, **said}
+    return _complete("autoencoders", {**source, **said}, registry)
 
 
-def _denoiser(recipe: Recipe, source: Mapping[str, Any]) -> dict[str, Any]:
+def _denoiser(recipe: Recipe, source: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """Options that are mappings are joined key by key."""
     said = _said(recipe.denoiser)
-    kept = {key: value for key, value in source.items() if key not in WIDTHS}
+    kept = {"type": "unet", **{key: value for key, value in source.items() if key not in DERIVED_WIDTHS}}
+    if (kind := said.get("type", kept["type"])) != kept["type"]:
+        raise recipe.error(f"is {kind}, and the source has {kept['type']}", "denoiser", "type", hint="leave it out")
     if any(said.get(key) is not None for key in EITHER):
-        kept |= dict.fromkeys(EITHER)
-    variant = {**source["variant"], **said.get("variant", {})}
-    return {"type": recipe.denoiser.type, **kept, **said, "variant": variant}
+        kept |= {key: None for key in EITHER if key in kept}
+    both = {k: {**kept[k], **said[k]} for k in said if isinstance(said[k], dict) and isinstance(kept.get(k), dict)}
+    return _complete("denoisers", {**kept, **said, **both}, registry)
 
 
 def _slots(recipe: Recipe, source: Mapping[str, Any]) -> dict[str, Any]:

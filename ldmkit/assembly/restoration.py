@@ -47,8 +47,9 @@ def load(
         )
     names = _left_out(config, without)
     # What comes from the hub is somebody else's, and may not say which files of this machine are run.
-    files = plugin_files(config["conditioners"], names) if Path(path).expanduser().exists() else []
+    files = plugin_files(config, names) if Path(path).expanduser().exists() else []
     registry = registry or plugins.load(files=files)
+    require_parts(config, registry)
     for name, slot in config["conditioners"].items():
         if name not in names:
             _require(name, slot, registry)
@@ -75,15 +76,38 @@ def _left_out(config: Mapping[str, Any], without: Sequence[str]) -> tuple[str, .
     return tuple(dict.fromkeys(without))
 
 
+def require_parts(config: Mapping[str, Any], registry: Registry) -> None:
+    """What the model's networks and its schedule are registered as is here. Raises PluginError naming what was trained with."""
+    origins = config.get("origins", {})
+    named = {
+        "autoencoder": (registry.autoencoders, config["autoencoder"]["type"]),
+        "denoiser": (registry.denoisers, config["denoiser"].get("type", "unet")),
+        "schedule": (registry.schedules, config["diffusion"]["schedule"].get("type", "linear")),
+    }
+    for part, (catalog, kind) in named.items():
+        try:
+            catalog.load(kind)
+        except PluginError as error:
+            origin = origins.get(part, {})
+            raise PluginError(
+                f"the model's {part} is '{kind}' of {_words(origin)}, which cannot be loaded: {error.message}",
+                hint=_remedy(origin),
+            ) from error
+
+
+def _words(origin: Mapping[str, str]) -> str:
+    return " ".join(filter(None, (origin.get("distribution"), origin.get("version")))) or origin.get("file", "a plugin")
+
+
+def _remedy(origin: Mapping[str, str]) -> str:
+    pinned = f"=={origin['version']}" if "version" in origin else ""
+    return f"pip install {origin['distribution']}{pinned}" if "distribution" in origin else "give its file with -p"
+
+
 def _require(name: str, described: Mapping[str, Any], registry: Registry) -> None:
     """The slot's plugin is here and takes the options that were saved. Raises PluginError naming what was trained with."""
     slot = Slot.read(name, described)
-    pinned = "=={version}".format(**slot.origin) if "version" in slot.origin else ""
-    get = (
-        f"pip install {slot.origin['distribution']}{pinned}"
-        if "distribution" in slot.origin
-        else "give its file with -p"
-    )
+    get = _remedy(slot.origin)
     instead = f"or leave it out: --without {name}, ldmkit.load(..., without=({name!r},)); it is null then"
     try:
         kind = registry.conditioners.load(registered_type(slot, registry))
@@ -128,10 +152,11 @@ def restore(
     return model.eval()
 
 
-def plugin_files(slots: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:
-    """The files that the slots' conditioners were trained from with `-p`, where they are still on this machine.
+def plugin_files(config: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:
+    """The files that a model's conditioners and networks were trained from with `-p`, where they are still on this machine.
 
     They are code, and run. A relative path would be whatever lies in the working directory, so only absolute ones count.
     """
-    files = {slot["origin"].get("file") for name, slot in slots.items() if name not in left_out}
+    files = {slot["origin"].get("file") for name, slot in config["conditioners"].items() if name not in left_out}
+    files |= {origin.get("file") for origin in config.get("origins", {}).values()}
     return sorted(file for file in files if file is not None and Path(file).is_absolute() and Path(file).is_file())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from ldmkit.autoencoder.discriminator import NormType
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import Count, Decay, NotNegative, Positive
 
 GameType = Literal["hinge", "vanilla"]
 # The adaptive weight's ceiling, and what keeps its denominator from zero, in the original code.
@@ -19,7 +21,7 @@ ADAPTIVE_CEILING, ADAPTIVE_EPSILON = 1e4, 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialOptions:
-    """A recipe's `autoencoder.loss.adversarial`.
+    """The patch discriminator (Isola et al. 2017), a recipe's `autoencoder.loss.adversarial`.
 
     Args:
         start: generator steps before which there is no game, for either side.
@@ -33,17 +35,17 @@ class AdversarialOptions:
         condition_channels: channels of a condition the discriminator sees beside the image; 0 is none.
     """
 
-    start: int = 0
-    weight: float = 0.5
-    factor: float = 1.0
-    layers: int = 3
-    channels: int = 64
+    start: Count = 0
+    weight: NotNegative = 0.5
+    factor: NotNegative = 1.0
+    layers: Annotated[int, Field(ge=1, le=6)] = 3
+    channels: Positive = 64
     norm: NormType = "batch"
     loss: GameType = "hinge"
-    r1: float = 0.0
-    lecam: float = 0.0
-    lecam_decay: float = 0.99
-    condition_channels: int = 0
+    r1: NotNegative = 0.0
+    lecam: NotNegative = 0.0
+    lecam_decay: Decay = 0.99
+    condition_channels: Count = 0
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(GameType):

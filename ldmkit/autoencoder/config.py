@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
+
+from pydantic import Field
 
 from ldmkit.autoencoder.layers import AttentionType
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import Decay, Positive
 
 # Channel multipliers of the released and the paper's networks, by how much they shrink an image.
 MULTIPLIERS: dict[int, tuple[int, ...]] = {
@@ -21,10 +24,10 @@ MOST_IMAGE_CHANNELS = 16
 
 
 class NetworkOptions(TypedDict, total=False):
-    """The keywords of `NetworkConfig`, for constructors that pass them on."""
+    """The keywords of `NetworkConfig` for a type checker, of constructors that pass them on; a test holds the two together."""
 
     image_channels: int
-    downsample: int
+    downsample: Literal[1, 2, 4, 8, 16, 32]
     channels: int
     multipliers: tuple[int, ...] | None
     blocks: int
@@ -66,19 +69,19 @@ class NetworkConfig:
         UsageError: an option out of range, or two that contradict each other.
     """
 
-    image_channels: int = 3
-    downsample: int = 4
-    channels: int = 128
-    multipliers: tuple[int, ...] | None = None
-    blocks: int = 2
-    latent_channels: int = 3
-    attention: tuple[int, ...] = ()
-    resolution: int = 256
+    image_channels: Annotated[int, Field(ge=1, le=MOST_IMAGE_CHANNELS)] = 3
+    downsample: Literal[1, 2, 4, 8, 16, 32] = 4
+    channels: Positive = 128
+    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    blocks: Positive = 2
+    latent_channels: Positive = 3
+    attention: tuple[Positive, ...] = ()
+    resolution: Positive = 256
     attention_type: AttentionType = "vanilla"
     middle_attention: bool = False
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     pad: bool = False
-    groups: int | None = None
+    groups: Positive | None = None
     shortcut: bool = False
 
     def __post_init__(self) -> None:

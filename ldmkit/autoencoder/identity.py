@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Annotated, Any, final
 
+from pydantic import Field
 from torch import Tensor
 
 from ldmkit.autoencoder.base import Autoencoder
@@ -20,7 +21,7 @@ class IdentityAutoencoder(Autoencoder):
         image_channels: 1 to 16.
     """
 
-    def __init__(self, *, image_channels: int = 3) -> None:
+    def __init__(self, *, image_channels: Annotated[int, Field(ge=1, le=MOST_IMAGE_CHANNELS)] = 3) -> None:
         if not 1 <= image_channels <= MOST_IMAGE_CHANNELS:
             raise UsageError(f"image_channels is {image_channels}; allowed are 1 to {MOST_IMAGE_CHANNELS}")
         super().__init__(image_channels=image_channels, latent_channels=image_channels, factor=1)

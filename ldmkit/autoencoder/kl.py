@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack, final
+from typing import Any, ClassVar, Unpack, final
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ class KLAutoencoder(Autoencoder):
     Args:
         network: the options of `NetworkConfig`.
     """
+
+    passes_on: ClassVar[type] = NetworkConfig
 
     def __init__(self, **network: Unpack[NetworkOptions]) -> None:
         config = NetworkConfig(**network)

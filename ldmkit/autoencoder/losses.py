@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ldmkit.autoencoder.discriminator import PatchDiscriminator
 from ldmkit.autoencoder.perceptual import Backbone, Perceptual
 from ldmkit.autoencoder.posterior import Reconstruction
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import InRecipe, NotNegative
 
 PixelType = Literal["l1", "l2"]
 Reduction = Literal["mean", "sum"]
@@ -25,11 +26,16 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualOptions:
-    """A recipe's `autoencoder.loss.perceptual`: see `Perceptual`; `weight` is relative to the pixel term."""
+    """LPIPS (Zhang et al. 2018) in a recipe's `autoencoder.loss.perceptual`.
+
+    net: the backbone, `alex`, `vgg` or `squeeze`.
+    weights: where the backbone's come from: `imagenet`, a file, or `random`, which needs no download (see `Perceptual`).
+    weight: relative to the pixel term.
+    """
 
     net: Backbone = "vgg"
     weights: str = "imagenet"
-    weight: float = 1.0
+    weight: NotNegative = 1.0
 
 
 class AutoencoderLoss(nn.Module):
@@ -67,10 +73,12 @@ class AutoencoderLoss(nn.Module):
         image_channels: int = 3,
         pixel: PixelType = "l1",
         reduction: Reduction = "mean",
-        perceptual: Mapping[str, Any] | PerceptualOptions | None = None,
-        adversarial: Mapping[str, Any] | AdversarialOptions | None = None,
-        kl: float = 1e-6,
-        codebook: float = 1.0,
+        perceptual: Annotated[Mapping[str, Any] | PerceptualOptions | None, InRecipe(PerceptualOptions | None)] = None,
+        adversarial: Annotated[
+            Mapping[str, Any] | AdversarialOptions | None, InRecipe(AdversarialOptions | None)
+        ] = None,
+        kl: NotNegative = 1e-6,
+        codebook: NotNegative = 1.0,
         learn_logvar: bool = False,
         logvar: float = 0.0,
     ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from ldmkit.autoencoder.base import Autoencoder
@@ -10,6 +9,7 @@ from ldmkit.autoencoder.identity import IdentityAutoencoder
 from ldmkit.autoencoder.kl import KLAutoencoder
 from ldmkit.autoencoder.vq import VQAutoencoder
 from ldmkit.errors import UsageError
+from ldmkit.messages import nearest
 
 TYPES: dict[str, type[Autoencoder]] = {"vq": VQAutoencoder, "kl": KLAutoencoder, "identity": IdentityAutoencoder}
 
@@ -71,9 +71,9 @@ def paper(name: str) -> Autoencoder:
         UsageError: an unknown name.
     """
     if name not in PAPER:
-        near = difflib.get_close_matches(name, PAPER, 1)
+        near = nearest(name, PAPER)
         raise UsageError(
             f"no autoencoder {name!r} in the paper; there are {', '.join(PAPER)}",
-            hint=f"did you mean {near[0]}?" if near else None,
+            hint=f"did you mean {near}?" if near else None,
         )
     return make(**PAPER[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack, final
+from typing import Any, ClassVar, Unpack, final
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from ldmkit.autoencoder.config import NetworkConfig, NetworkOptions
 from ldmkit.autoencoder.networks import Decoder, Encoder
 from ldmkit.autoencoder.posterior import Posterior, Reconstruction
 from ldmkit.autoencoder.quantizer import Quantizer
+from ldmkit.plugins.ranges import Decay, NotNegative, Positive
 
 
 @final
@@ -26,14 +27,16 @@ class VQAutoencoder(Autoencoder):
         network: the options of `NetworkConfig`.
     """
 
+    passes_on: ClassVar[type] = NetworkConfig
+
     def __init__(
         self,
         *,
-        codebook: int = 8192,
-        commitment: float = 0.25,
+        codebook: Positive = 8192,
+        commitment: NotNegative = 0.25,
         swapped: bool = False,
-        ema: float | None = None,
-        revive: int | None = None,
+        ema: Decay | None = None,
+        revive: Positive | None = None,
         **network: Unpack[NetworkOptions],
     ) -> None:
         options = NetworkConfig(**network)

@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NoReturn
 
 import click
@@ -37,21 +38,26 @@ ldmkit {version}: latent diffusion in which every conditioning modality is a plu
   ldmkit run superres                 train on real photographs, 5 minutes on 2 CPU cores, and write a report
   ldmkit recipe list                  the recipes that are ready to run
   ldmkit recipe copy superres         get one to change; `ldmkit plan FILE` shows what it would train
-  ldmkit plugins list                 the conditioners, data sources, samplers and metrics that are installed
+  ldmkit plugins list                 what is installed: conditioners, denoisers, losses, data sources ...
 
 `ldmkit --help` lists every command, `ldmkit COMMAND --help` explains one.
 """
 
 
 class Verbs(click.Group):
-    """Finds a command in the file of its name."""
+    """Finds a command in the file of its name, or among those of plugins, which are asked where it is none of ldmkit's own."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(VERBS)
+        from ldmkit.errors import LdmkitError
+
+        try:
+            return [*VERBS, *sorted(_plugins_own())]
+        except LdmkitError:  # `ldmkit plugins list` says what is wrong; help helps
+            return list(VERBS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
-            return None
+            return _plugins_own().get(name)
         module = f"{name.replace('-', '_')}{'_' * (name == 'import')}"
         command: click.Command = importlib.import_module(f"ldmkit.cli.{module}").command
         return command
@@ -64,9 +70,17 @@ class Verbs(click.Group):
         except click.UsageError as error:
             from ldmkit.messages import did_you_mean
 
-            if "ossible" not in error.message and (guess := did_you_mean(args[0], VERBS)):
+            if "ossible" not in error.message and (guess := did_you_mean(args[0], self.list_commands(context))):
                 raise click.UsageError(error.message + guess, context) from None
             raise
+
+
+@cache
+def _plugins_own() -> dict[str, click.Command]:
+    from ldmkit import plugins
+    from ldmkit.cli.plugin_commands import commands
+
+    return commands(plugins.load(), VERBS)
 
 
 @click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

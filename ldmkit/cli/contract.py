@@ -50,7 +50,7 @@ def made(catalog: Catalog, kind: type[Conditioner], options: Mapping[str, Any]) 
     from ldmkit.conditioning.checks import called
     from ldmkit.errors import UsageError
     from ldmkit.messages import problems_of
-    from ldmkit.plugins.options import derived
+    from ldmkit.plugins.options import fill
     from ldmkit.testing import LATENT
 
     model = catalog.options_of(kind)
@@ -62,7 +62,7 @@ def made(catalog: Catalog, kind: type[Conditioner], options: Mapping[str, Any]) 
             f"{kind.__name__} does not take these options: " + "; ".join(f"{p.key}: {p.text}" for p in wrong),
             hint=f"its options are {', '.join(model.names())}",
         ) from error
-    return called(kind.__name__, "__init__", lambda: kind(**arguments, **dict.fromkeys(derived(kind), LATENT)))
+    return called(kind.__name__, "__init__", lambda: kind(**arguments, **fill(kind, LatentSpec=LATENT)))
 
 
 def _first(source: Any, reads: tuple[str, ...], fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -26,8 +26,11 @@ def command() -> None:
 def list_plugins(verbose: bool, files: tuple[str, ...], as_json: bool) -> None:
     """What is registered, by whom, and which plugins are broken. Loads no torch."""
     from ldmkit import plugins
+    from ldmkit.cli import VERBS
+    from ldmkit.cli.plugin_commands import commands
 
     registry = plugins.load(files=files)
+    commands(registry, VERBS)  # those that fail are among the problems
     entries = [(catalog, entry) for catalog in registry.catalogs.values() for entry in catalog.entries()]
     if as_json:
         echo_json(
@@ -96,7 +99,9 @@ def show(name: str, given: tuple[str, ...], files: tuple[str, ...], as_json: boo
         click.echo("  options:" if facts["options"] else "  no options")
         for option in facts["options"]:
             default = "required" if option["required"] else f"default {shown(option['default'])}"
-            click.echo(f"    {option['name']}: {option['type']}, {default}")
+            click.echo(
+                f"    {option['name']}: {option['type']}, {default}" + (f"; {option['help']}" if option["help"] else "")
+            )
 
 
 @command.command()
@@ -158,14 +163,17 @@ def _details(catalog: Catalog, name: str, given: dict[str, Any]) -> dict[str, An
     from ldmkit.plugins.options import describe
 
     entry, loaded = catalog.entry(name), catalog.load(name)
+    model = catalog.options_of(loaded)
+    defaults = model.model_construct().plain()
     options = [
         {
             "name": field.alias,
-            "type": describe(field.annotation),
+            "type": describe(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation),
             "required": field.is_required(),
-            "default": None if field.is_required() else field.default,
+            "default": None if field.is_required() else defaults[str(field.alias)],
+            "help": field.description,
         }
-        for field in catalog.options_of(loaded).model_fields.values()
+        for field in model.model_fields.values()
     ]
     return {
         **_facts(catalog, entry),

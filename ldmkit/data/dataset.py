@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 from ldmkit.data import buckets as shapes
@@ -17,6 +18,9 @@ from ldmkit.data.sample import BadSampleError, Field, Problem, Sample
 from ldmkit.data.source import Crop, Resample, Shards, Source
 from ldmkit.data.view import Size
 from ldmkit.errors import DataError
+from ldmkit.plugins.ranges import Above, InRecipe, Portion, Positive
+
+Buckets = Annotated[tuple[tuple[Positive, Positive], ...], pydantic.Field(min_length=1)]
 
 
 class Dataset:
@@ -44,22 +48,22 @@ class Dataset:
         self,
         source: Source,
         *,
-        size: int | Size,
-        channels: int | None = None,
+        size: Positive | tuple[Positive, Positive],
+        channels: Literal[1, 3] | None = None,
         crop: Crop = "center",
         flip: bool = False,
-        views: int | None = 1,
-        zoom: tuple[float, float] | None = None,
-        portion: tuple[float, float] | None = None,
+        views: Positive | None = 1,
+        zoom: tuple[Above, Above] | None = None,
+        portion: tuple[Portion, Portion] | None = None,
         resample: Resample = "bicubic",
         jitter: Jitter | None = None,
-        buckets: Sequence[Size] | None = None,
+        buckets: Annotated[Sequence[Size] | None, InRecipe(Buckets | None)] = None,
         seed: int = 0,
         aligned: frozenset[str] = frozenset(),
     ) -> None:
         self.source, self.info = source, source.info()
         self.size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.channels = self.info.channels if channels is None else channels
+        self.channels: int = self.info.channels if channels is None else channels
         self.cutting = CropSettings(self.channels, crop, flip, zoom, portion, resample, jitter)
         self.views, self.seed = views, seed
         self.buckets: tuple[Size, ...] = () if buckets is None else shapes.check(buckets)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from PIL import Image, ImageEnhance
+from pydantic import Field
 from torch import Generator
 
 from ldmkit.errors import DataError
+from ldmkit.plugins.ranges import Share
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,10 @@ class Jitter:
     Raises DataError for what is outside.
     """
 
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
 
     def __post_init__(self) -> None:
         for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):

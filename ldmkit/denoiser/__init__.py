@@ -1,6 +1,7 @@
-"""Blocks that networks are built from; the parameter names are those of the released checkpoints."""
+"""The denoiser's contract, and blocks that networks are built from, named as in the released checkpoints."""
 
 from ldmkit.denoiser.attention import AttentionBlock, CrossAttention
+from ldmkit.denoiser.base import Denoiser
 from ldmkit.denoiser.embedding import timestep_embedding
 from ldmkit.denoiser.layers import Context, Downsample, Stage, Stem, Upsample, group_norm, zeroed
 from ldmkit.denoiser.residual import ResidualBlock
@@ -10,6 +11,7 @@ __all__ = [
     "AttentionBlock",
     "Context",
     "CrossAttention",
+    "Denoiser",
     "Downsample",
     "FeedForward",
     "ResidualBlock",

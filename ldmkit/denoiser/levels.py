@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import InRecipe, Positive
 
 PerLevel = int | Sequence[int]
+Levels = Annotated[PerLevel, InRecipe(Positive | Annotated[tuple[Positive, ...], Field(min_length=1)])]
+MaybeLevels = Annotated[
+    PerLevel | None, InRecipe(Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] | None)
+]
 """One number, or one a level from the finest to the coarsest; the middle block takes the last."""
 
 
@@ -35,8 +42,8 @@ class Variant:
     linear_projection: bool = False
     self_transformer: bool = False
     plain_attention: bool = False
-    groups: int | None = None
-    classes: int | None = None
+    groups: Positive | None = None
+    classes: Positive | None = None
     checkpoint: bool = False
 
     @classmethod

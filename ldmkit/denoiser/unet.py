@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from ldmkit.conditioning import LatentSpec, Ports
 from ldmkit.denoiser import (
     AttentionBlock,
     Context,
+    Denoiser,
     Downsample,
     ResidualBlock,
     SpatialTransformer,
@@ -26,25 +29,28 @@ from ldmkit.denoiser import (
     timestep_embedding,
     zeroed,
 )
-from ldmkit.denoiser.levels import Level, PerLevel, Variant, plain, resolve_levels
+from ldmkit.denoiser.levels import Level, Levels, MaybeLevels, Variant, plain, resolve_levels
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import InRecipe, Positive, Share
+
+RELEASED = Variant()  # nothing differs
 
 
-class UNet(nn.Module):
+class UNet(Denoiser):
     """A noisy latent and its timestep to the prediction; conditions come in by tokens, vector and concat.
 
-    in_channels: latent channels plus those of the concat port. out_channels: latent channels.
+    latent, ports: the latent's channels, the token width and the channels by concat; a UNet without `ports.tokens` has
+        self-attention alone. `UNet.of_widths` takes the three widths themselves.
     channels, multipliers: level i is ``channels * multipliers[i]`` wide and ``2 ** i`` times smaller than the input.
     blocks: residual blocks a level on the way down (one more on the way up).
     attention: the **down-sampling factors** of the levels with attention, not pixels. The middle always has it.
     heads or head_width: how many attention heads, or how wide each is (default: 32, or what divides the width).
         ``heads=1`` is what the released class, layout and text-256 models were trained with.
-    context_width: width of the tokens; None builds a UNet that takes no tokens (self-attention alone).
     transformer_depth: transformer blocks in each attention.
     dropout: probability, in residual blocks and transformers.
-    config: the constructor's arguments as JSON values, so that ``UNet(**unet.config)`` builds it again.
-    vector_width: width of the vector port, that of the time embedding.
-    reduction: height and width of the input are multiples of it.
+    variant: what some released models do differently.
+
+    `config` holds the arguments of `of_widths` as JSON values, so that ``UNet.of_widths(**unet.config)`` builds it again.
 
     Raises UsageError for options that exclude one another or do nothing.
     """
@@ -52,20 +58,24 @@ class UNet(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int,
-        out_channels: int,
-        channels: int = 32,
-        multipliers: Sequence[int] = (1, 2, 4),
-        blocks: PerLevel = 2,
-        attention: Sequence[int] = (2, 4),
-        heads: PerLevel | None = None,
-        head_width: PerLevel | None = None,
-        context_width: int | None = None,
-        transformer_depth: PerLevel = 1,
-        dropout: float = 0.0,
-        variant: Variant | Mapping[str, Any] | None = None,
+        latent: LatentSpec,
+        ports: Ports,
+        channels: Positive = 32,
+        multipliers: Annotated[Sequence[int], InRecipe(Annotated[tuple[Positive, ...], Field(min_length=1)])] = (
+            1,
+            2,
+            4,
+        ),
+        blocks: Levels = 2,
+        attention: Annotated[Sequence[int], InRecipe(tuple[Positive, ...])] = (2, 4),
+        heads: MaybeLevels = None,
+        head_width: MaybeLevels = None,
+        transformer_depth: Levels = 1,
+        dropout: Share = 0.0,
+        variant: Annotated[Variant | Mapping[str, Any] | None, InRecipe(Variant)] = RELEASED,
     ) -> None:
         super().__init__()
+        in_channels, out_channels, context_width = latent.channels + ports.concat, latent.channels, ports.tokens or None
         self.variant = Variant.of(variant)
         # To be switched at will: it changes no number and is no part of the model.
         self.checkpointing = self.variant.checkpoint
@@ -102,6 +112,19 @@ class UNet(nn.Module):
             nn.SiLU(),
             zeroed(nn.Conv2d(levels[0].width, out_channels, 3, padding=1)),
         )
+
+    @classmethod
+    def of_widths(
+        cls, *, in_channels: int, out_channels: int, context_width: int | None = None, **options: Any
+    ) -> UNet:
+        """A UNet by its widths, as foreign configurations and `config` have them: latent and concat channels together, latent
+        channels, and the width of the tokens (None: it takes none)."""
+        latent = LatentSpec(out_channels, factor=1, size=(0, 0))
+        return cls(latent=latent, ports=Ports(tokens=context_width or 0, concat=in_channels - out_channels), **options)
+
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Its stages: down, middle and up."""
+        return (*self.input_blocks, self.middle_block, *self.output_blocks)
 
     def _down(self, levels: Sequence[Level], skips: list[int]) -> Iterator[Stage]:
         """The encoder's stages; the width that each hands to the decoder is appended to `skips`."""

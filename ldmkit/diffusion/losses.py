@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import Above
 
 
 class Distance(ABC):
@@ -44,7 +45,7 @@ class L1(Distance):
 class Huber(Distance):
     """Half the squared difference below `delta`, `delta` (|difference| - `delta` / 2) above."""
 
-    def __init__(self, *, delta: float = 1.0) -> None:
+    def __init__(self, *, delta: Above = 1.0) -> None:
         if not delta > 0:
             raise UsageError(f"a Huber loss with delta {delta:g}: delta is above 0")
         self.delta = delta

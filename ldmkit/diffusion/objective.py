@@ -14,8 +14,9 @@ from ldmkit.diffusion.predictions import PREDICTIONS, Eps, Prediction
 from ldmkit.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS, TimestepSampling, Uniform
 from ldmkit.diffusion.weightings import ELBO, WEIGHTINGS, Simple, Weighting
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import NotNegative
 from ldmkit.random import normal
-from ldmkit.schedules import Schedule
+from ldmkit.schedules import SCHEDULES, Schedule
 from ldmkit.schedules import make as make_schedule
 
 # Both map x_t (b, c, h, w) and t (b,) to (b, c, h, w): a network answers in its own prediction, a denoiser with x_0.
@@ -193,19 +194,20 @@ def make(
     loss: Choice = "l2",
     weighting: Choice = "simple",
     timestep_sampling: Choice = "uniform",
-    elbo: float = 0.0,
+    elbo: NotNegative = 0.0,
     learn_logvar: bool = False,
     logvar: float = 0.0,
-    offset_noise: float = 0.0,
-    input_perturbation: float = 0.0,
+    offset_noise: NotNegative = 0.0,
+    input_perturbation: NotNegative = 0.0,
+    schedules: Mapping[str, Callable[..., Schedule]] = SCHEDULES,
 ) -> Diffusion:
     """The `diffusion` section of a recipe as a `Diffusion`.
 
     `loss`, `weighting` and `timestep_sampling` are a name, or a mapping of `type` and options: ``{type: p2, gamma: 0.5}``.
-    Raises UsageError for unknown names and options.
+    `schedules` are the registered ones. Raises UsageError for unknown names and options.
     """
     return Diffusion(
-        schedule=make_schedule(**(schedule or {})),
+        schedule=make_schedule(**(schedule or {}), schedules=schedules),
         prediction=prediction,
         loss=choose("loss", DISTANCES, loss),
         weighting=choose("weighting", WEIGHTINGS, weighting),

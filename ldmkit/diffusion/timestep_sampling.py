@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import Above
 from ldmkit.schedules import Schedule
 
 
@@ -43,7 +45,7 @@ class Stratified(TimestepSampling):
     strata. So the spread holds for batches of every size, and a row's timestep still depends on its own position alone.
     """
 
-    def __init__(self, *, bits: int = 10) -> None:
+    def __init__(self, *, bits: Annotated[int, Field(ge=1, le=30)] = 10) -> None:
         if not 1 <= bits <= 30:
             raise UsageError(f"stratified timesteps of {bits} bits: 1 to 30 are possible")
         self.bits = bits
@@ -64,7 +66,7 @@ class Stratified(TimestepSampling):
 class LogitNormal(TimestepSampling):
     """t / T = sigmoid of a normal number: most in the middle (Esser et al. 2024, eq. 19)."""
 
-    def __init__(self, *, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(self, *, mean: float = 0.0, std: Above = 1.0) -> None:
         self.mean, self.std = mean, std
 
     def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor | None) -> Tensor:
@@ -79,7 +81,7 @@ class LogitNormal(TimestepSampling):
 class LogNormal(TimestepSampling):
     """log of Karras' sigma is normal (Karras et al. 2022, table 1), clamped to the schedule's own range."""
 
-    def __init__(self, *, mean: float = -1.2, std: float = 1.2) -> None:
+    def __init__(self, *, mean: float = -1.2, std: Above = 1.2) -> None:
         self.mean, self.std = mean, std
 
     def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldmkit.plugins.ranges import Above, NotNegative
 from ldmkit.schedules import Schedule
 
 
@@ -49,7 +50,7 @@ class SNR(Weighting):
 class MinSNR(Weighting):
     """min(SNR, gamma) on the error of x_0 (Hang et al. 2023): min(1, gamma / SNR) for eps, min(SNR, gamma) / (SNR + 1) for v."""
 
-    def __init__(self, *, gamma: float = 5.0) -> None:
+    def __init__(self, *, gamma: Above = 5.0) -> None:
         self.gamma = gamma
 
     def __call__(self, schedule: Schedule, t: Tensor, gain: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class MinSNR(Weighting):
 class P2(Weighting):
     """1 / (k + SNR)^gamma on the error of eps (Choi et al. 2022, eq. 8)."""
 
-    def __init__(self, *, k: float = 1.0, gamma: float = 1.0) -> None:
+    def __init__(self, *, k: Above = 1.0, gamma: NotNegative = 1.0) -> None:
         self.k, self.gamma = k, gamma
 
     def __call__(self, schedule: Schedule, t: Tensor, gain: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class P2(Weighting):
 class EDMWeighting(Weighting):
     """(s^2 + d^2) / (s d)^2 on the error of x_0, s Karras' sigma, d the data's deviation (Karras et al. 2022, table 1)."""
 
-    def __init__(self, *, sigma_data: float = 1.0) -> None:
+    def __init__(self, *, sigma_data: Above = 1.0) -> None:
         self.sigma_data = sigma_data
 
     def __call__(self, schedule: Schedule, t: Tensor, gain: Tensor) -> Tensor:

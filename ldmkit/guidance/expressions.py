@@ -15,13 +15,13 @@ the expression has no other than ``null``: then null is the number's).
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 
 from ldmkit.errors import UsageError
 from ldmkit.guidance.classifier_free import Subset, named
+from ldmkit.messages import nearest
 
 Guidance = float | Mapping[str, float] | str
 
@@ -178,10 +178,10 @@ def _scale(value: object, what: str) -> float:
 
 def _known(name: str, every: Subset) -> None:
     if name not in every:
-        near = difflib.get_close_matches(str(name), every, n=1)
+        near = nearest(name, every)
         raise UsageError(
             f"guidance names the slot {name!r}; the model has {', '.join(sorted(every)) or 'none'}",
-            hint=f"Did you mean {near[0]}?" if near else None,
+            hint=f"Did you mean {near}?" if near else None,
         )
 
 

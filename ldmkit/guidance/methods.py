@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from ldmkit.conditioning import Conditioning
 from ldmkit.diffusion import X0Predictor
@@ -21,9 +23,14 @@ from ldmkit.guidance.cfg_plus_plus import Levels, plus_plus
 from ldmkit.guidance.classifier_free import Branches, ConditionalDenoiser, Interval, Subset, Weights, guided, within
 from ldmkit.guidance.expressions import Guidance
 from ldmkit.guidance.perp_neg import perp_neg
+from ldmkit.plugins.ranges import Above, InRecipe, NotNegative, Share
 from ldmkit.schedules import Schedule
 
-Fractions = Sequence[float] | Interval | None
+Fractions = Annotated[Sequence[float] | Interval | None, InRecipe(tuple[Share, Share] | None)]
+
+Strengths = Annotated[
+    float | Sequence[float], InRecipe(NotNegative | Annotated[tuple[NotNegative, ...], Field(min_length=1)])
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +106,12 @@ class Method(ABC):
 
 
 class Plain(Method):
-    """Classifier-free guidance: the weighted sum of the branches (`guided`). `rescale` is there too."""
+    """Classifier-free guidance: the weighted sum of the branches (`guided`).
 
-    def __init__(self, *, rescale: float = 0.0, interval: Fractions = None) -> None:
+    rescale: how far the sample's contrast is brought back to the conditional prediction's.
+    """
+
+    def __init__(self, *, rescale: Share = 0.0, interval: Fractions = None) -> None:
         super().__init__(interval=interval)
         self.rescale = rescale
 
@@ -119,13 +129,18 @@ class Plain(Method):
 
 
 class APG(Method):
-    """Adaptive projected guidance (`apg`): options `parallel`, `threshold` and `momentum`."""
+    """Adaptive projected guidance (`apg`).
+
+    parallel: the share kept of what is parallel to the prediction.
+    threshold: the greatest norm of the guiding difference.
+    momentum: of its running sum, negative to push away from the past.
+    """
 
     def __init__(
         self,
         *,
         parallel: float = 0.0,
-        threshold: float | None = None,
+        threshold: Above | None = None,
         momentum: float = 0.0,
         interval: Fractions = None,
     ) -> None:
@@ -155,11 +170,14 @@ class PlusPlus(Method):
 
 
 class PerpNeg(Method):
-    """Perpendicular negatives (`perp_neg`). `strength`: of the negatives, one number or one each."""
+    """Perpendicular negatives (`perp_neg`): away from `sample.negative`, but not from what it shares with the condition.
+
+    strength: of the negatives, one number or one each.
+    """
 
     replaces_null = False
 
-    def __init__(self, *, strength: float | Sequence[float] = 1.0, interval: Fractions = None) -> None:
+    def __init__(self, *, strength: Strengths = 1.0, interval: Fractions = None) -> None:
         super().__init__(interval=interval)
         self.strength = strength
 
@@ -187,7 +205,13 @@ class AutoGuidance(Method):
 
     replaces_null = False
 
-    def __init__(self, *, model: object, weights: str = "ema", interval: Fractions = None) -> None:
+    def __init__(
+        self,
+        *,
+        model: Annotated[object, InRecipe(str)],
+        weights: Literal["ema", "raw"] = "ema",
+        interval: Fractions = None,
+    ) -> None:
         super().__init__(interval=interval)
         self.model, self.weights = model, weights
 
@@ -209,13 +233,15 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def make_method(choice: str | Mapping[str, Any] | None) -> Method:
+def make_method(choice: str | Mapping[str, Any] | None, methods: Mapping[str, type[Method]] = METHODS) -> Method:
     """A method by its name, or by a mapping of `type` and options: ``{type: apg, momentum: -0.5}``; without a type, plain.
+
+    `methods` are the registered ones.
 
     Raises UsageError for unknown names and options, and for options out of range.
     """
     options = {"type": choice} if isinstance(choice, str) else {"type": "plain", **(choice or {})}
     try:
-        return choose("guidance method", METHODS, options)
+        return choose("guidance method", methods, options)
     except TypeError as error:  # an option without a default is missing
         raise UsageError(f"guidance method {options['type']}: {str(error).rpartition('__init__() ')[2]}") from error

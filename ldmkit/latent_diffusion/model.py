@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from ldmkit.autoencoder import Autoencoder, Posterior
 from ldmkit.conditioning import Batch, Canvas, ConditionerSet, Conditioning, Tensors, Values
 from ldmkit.conditioning import user_inputs as user_values
+from ldmkit.denoiser import Denoiser
 from ldmkit.denoiser.unet import UNet
 from ldmkit.diffusion import Diffusion
 from ldmkit.errors import DataError, UsageError
-from ldmkit.guidance import Guidance, Likelihood
+from ldmkit.guidance import METHODS, Guidance, Likelihood, Method
 from ldmkit.latent_diffusion import sampling, serialization, user_images
 from ldmkit.latent_diffusion.draws import Draws, Slot
 from ldmkit.latent_diffusion.sampling import Negative, Settings
+from ldmkit.losses import DiffusionPass, ExtraLosses
 from ldmkit.random import generators, normal, sample_generators, uniform
 from ldmkit.samplers import Callback, Sampler, invert
 
@@ -41,20 +43,27 @@ class LatentDiffusion(nn.Module):
             options.
         slots: where each conditioner came from.
         loader: (path, weights) -> another model, for autoguidance by a path.
+        parts: ``autoencoder`` and ``denoiser`` -> `type` and options, for `config`; default: those of the core's own classes.
+        origins: part -> the distribution that has it, of parts that plugins have.
+
+    `extra` holds the extra terms of the loss while the model is trained, and is empty otherwise.
     """
 
     def __init__(
         self,
         autoencoder: Autoencoder,
-        denoiser: UNet,
+        denoiser: Denoiser,
         conditioners: ConditionerSet,
         diffusion: Diffusion,
         *,
         size: tuple[int, int],
         samplers: Mapping[str, Sampler] | None = None,
+        guidance: Mapping[str, type[Method]] = METHODS,
         sampling: Mapping[str, Any] | None = None,
         slots: Mapping[str, Slot] | None = None,
         loader: Callable[[str, str], LatentDiffusion] | None = None,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
+        origins: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder.requires_grad_(False).eval()
@@ -62,6 +71,14 @@ class LatentDiffusion(nn.Module):
         self.conditioners = conditioners
         self.diffusion = diffusion
         self.size = size
+        self.extra = ExtraLosses()
+        self.guidance = guidance
+        self.parts = {
+            "autoencoder": autoencoder.config,
+            "denoiser": {"type": "unet", **denoiser.config} if isinstance(denoiser, UNet) else {},
+            **(parts or {}),
+        }
+        self.origins = dict(origins or {})
         self.samplers: dict[str, Sampler] = dict(samplers or {})
         self.sampling: dict[str, Any] = dict(sampling or {})
         self.slots: dict[str, Slot] = dict(slots or {})
@@ -115,12 +132,12 @@ class LatentDiffusion(nn.Module):
         """Everything but the weights, as JSON values: what `config.json` holds."""
         return {
             "size": list(self.size),
-            "autoencoder": self.autoencoder.config,
-            "denoiser": self.denoiser.config,
+            **{name: dict(part) for name, part in self.parts.items()},
             "diffusion": self.diffusion.config,
             "conditioners": {slot: self.slots[slot].to_json() for slot in self.conditioners if slot in self.slots},
             "dropout": self.conditioners.dropout.to_json(),
             "sampling": self.sampling,
+            **({"origins": self.origins} if self.origins else {}),
         }
 
     def save(self, path: str | Path, raw: Mapping[str, Tensor] | None = None) -> Path:
@@ -183,8 +200,8 @@ class LatentDiffusion(nn.Module):
             return self.autoencoder.scale(found.sample(posterior))
 
     def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of a batch (paper, equation 3) and its parts, each detached."""
-        losses, parts = self.losses(batch, draws)
+        """The mean loss of a batch (paper, equation 3) and its parts, each detached; in training with the terms of `extra`."""
+        losses, parts = self.losses(batch, draws, self.extra if self.training else None)
         loss = losses.mean()
         return loss, {"loss": loss.detach(), **parts}
 
@@ -193,8 +210,8 @@ class LatentDiffusion(nn.Module):
         result: tuple[Tensor, dict[str, Tensor]] = self(batch, draws)
         return result
 
-    def losses(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each row (b,), and parts of the mean."""
+    def losses(self, batch: Batch, draws: Draws, extra: ExtraLosses | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each row (b,), and parts of the mean; with `extra`, its terms too."""
         latents = self.latents(batch, draws.posterior)
         noise, t = draws.noise, draws.timesteps
         noisy = self.diffusion.noised(latents, noise, t, perturbation=draws.perturbation if self.training else None)
@@ -202,10 +219,32 @@ class LatentDiffusion(nn.Module):
         conditioning = self.conditioners(
             batch.prepared, batch.present, canvas, len(batch), dropped=draws.dropped, known=batch.answers
         )
-        output = self.denoiser(noisy, t, **conditioning.kwargs())
-        losses = self.diffusion.loss(output, latents, noise, t)
         present = {f"present/{slot}": value.float().mean() for slot, value in batch.present.items()}
-        return losses, present
+        if not extra:
+            output = self.denoiser(noisy, t, **conditioning.kwargs())
+            return self.diffusion.loss(output, latents, noise, t), present
+        with extra.reading(self.denoiser) as features:
+            output = self.denoiser(noisy, t, **conditioning.kwargs())
+        losses = self.diffusion.loss(output, latents, noise, t)
+        added, parts = extra.of_diffusion(
+            DiffusionPass(
+                name="",
+                seed=extra.seed,
+                step=extra.step,
+                positions=batch.positions,
+                denoiser=self.denoiser,
+                diffusion=self.diffusion,
+                batch=batch,
+                latents=latents,
+                noise=noise,
+                noisy=noisy,
+                timesteps=t,
+                conditioning=conditioning,
+                output=output,
+                features=features,
+            )
+        )
+        return losses + added, {**present, "diffusion": losses.detach().mean(), **parts}
 
     # sampling
 

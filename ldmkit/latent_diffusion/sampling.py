@@ -67,7 +67,11 @@ def sample(
 
     Raises UsageError for settings that do not go together, PluginError for a sampler that answers another shape.
     """
-    name, method, options = str(settings.sampler), guiding.make_method(settings.guidance_options), settings.options
+    name, method, options = (
+        str(settings.sampler),
+        guiding.make_method(settings.guidance_options, model.guidance),
+        settings.options,
+    )
     sampler, schedule = find(model, name), model.diffusion.schedule
     steps = _levels(model, settings) if method.on_grid else steps_of(settings)
     given = denoiser(model, batch, size, settings, method, steps)
@@ -145,7 +149,7 @@ def denoiser(
     steps: int | Grid | None = None,
 ) -> X0Predictor:
     """(x_t, t) -> x_0, guided; each branch is encoded once. `steps`: the sampler's grid, for methods that are `on_grid`."""
-    method = method or guiding.make_method(settings.guidance_options)
+    method = method or guiding.make_method(settings.guidance_options, model.guidance)
     canvas = model.canvas(size)
     present = frozenset(slot for slot in model.conditioners if bool(batch.present[slot].any()))
     _check_absent(model, present)

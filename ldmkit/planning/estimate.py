@@ -14,6 +14,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldmkit.assembly import build, datasets, fit
+from ldmkit.denoiser import Stage as UNetStage
 from ldmkit.planning import per_gpu
 from ldmkit.planning.per_gpu import Share
 
@@ -154,11 +155,11 @@ def _bytes(kept: Mapping[int, UntypedStorage]) -> int:
 
 def _blocks(model: LatentDiffusion, recipe: Recipe) -> list[nn.Module]:
     """The blocks of the UNet whose activations are computed again in the backward pass."""
-    unet = model.denoiser
-    if not (unet.checkpointing or recipe.runtime.checkpointing):
+    if not (model.denoiser.checkpointing or recipe.runtime.checkpointing):
         return []
-    stages = (*unet.input_blocks, unet.middle_block, *unet.output_blocks)
-    return [block for stage in stages for block in stage.children()]
+    stages = model.denoiser.blocks()
+    # A UNet's stage recomputes its blocks one by one.
+    return [block for stage in stages for block in (stage.children() if isinstance(stage, UNetStage) else (stage,))]
 
 
 def _asked(model: LatentDiffusion, recipe: Recipe, registry: Registry) -> dict[str, _Measure | None]:

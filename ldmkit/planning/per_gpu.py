@@ -22,6 +22,7 @@ MOMENTS = {
     "adam": 2 * FLOAT,
     "adamw-8bit": 2,
 }  # bytes a trained parameter; scales of 8-bit blocks left out
+UNKNOWN_MOMENTS = 2 * FLOAT  # of a plugin's optimizer: as Adam's
 HALF = 0.5  # of the activations' bytes, in 16 bits; those of norms and of the loss stay in 32
 BACKWARD = 3  # forward and backward cost three times what forward alone does
 AHEAD = 2  # stages of the UNet whose weights are gathered at a time: the one at work, and the next
@@ -98,7 +99,7 @@ class Share:
 def load(model: LatentDiffusion, recipe: Recipe, *, activations: int, latent: int, flops: int) -> Load:
     """The load of a model, which may be on meta."""
     unet = model.denoiser
-    stages = [_count(stage) for stage in (*unet.input_blocks, unet.middle_block, *unet.output_blocks)]
+    stages = [_count(stage) for stage in unet.blocks()]
     frozen = sum(_frozen(conditioner) for conditioner in model.conditioners.values())
     every = sum(_count(part) for part in (unet, model.conditioners, model.diffusion))
     return Load(
@@ -107,7 +108,7 @@ def load(model: LatentDiffusion, recipe: Recipe, *, activations: int, latent: in
         autoencoder=_count(model.autoencoder),
         root=every - sum(stages),
         root_trained=every - frozen - sum(stages),
-        stage=max(stages),
+        stage=max(stages, default=0),
         activations=activations,
         latent=latent,
         flops=flops,
@@ -117,7 +118,7 @@ def load(model: LatentDiffusion, recipe: Recipe, *, activations: int, latent: in
 def held(parameters: Iterable[nn.Parameter], settings: Train) -> int:
     """Bytes of weights, and of gradients, moments and averages of those that are trained, on one device."""
     averages = (settings.ema is not None) + 2 * (settings.post_hoc is not None)
-    trained = 2 * FLOAT + MOMENTS[settings.optimizer] + FLOAT * averages
+    trained = 2 * FLOAT + MOMENTS.get(settings.optimizer.type, UNKNOWN_MOMENTS) + FLOAT * averages
     return sum(p.numel() * (trained if p.requires_grad else FLOAT) for p in parameters)
 
 
@@ -134,7 +135,7 @@ def share(load: Load, recipe: Recipe, gpus: int) -> Share:
     copies = Holding(
         parameters=FLOAT * (load.trained + load.frozen + load.autoencoder),
         gradients=FLOAT * load.trained,
-        moments=MOMENTS[settings.optimizer] * load.trained,
+        moments=MOMENTS.get(settings.optimizer.type, UNKNOWN_MOMENTS) * load.trained,
         averages=FLOAT * averages * load.trained,
         gathered=0,
         sent=int(2 * passed_on * FLOAT * load.trained),
@@ -144,7 +145,7 @@ def share(load: Load, recipe: Recipe, gpus: int) -> Share:
     shards = Holding(
         parameters=-(-FLOAT * weights // gpus) + FLOAT * load.autoencoder,
         gradients=-(-FLOAT * trained // gpus),
-        moments=-(-MOMENTS[settings.optimizer] * trained // gpus),
+        moments=-(-MOMENTS.get(settings.optimizer.type, UNKNOWN_MOMENTS) * trained // gpus),
         averages=-(-FLOAT * averages * trained // gpus),
         gathered=FLOAT * (load.root + load.root_trained + (AHEAD + 1) * load.stage) if gpus > 1 else 0,
         sent=int(parts * passed_on * FLOAT * (2 * weights + trained)),

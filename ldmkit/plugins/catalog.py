@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
@@ -11,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ldmkit.errors import PluginError
+from ldmkit.messages import did_you_mean
 
 if TYPE_CHECKING:
     from ldmkit.plugins.options import Options
 
+BUILTINS = "builtins"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -27,6 +28,15 @@ class Origin:
     version: str | None = None
     entry_point: str | None = None
     file: str | None = None
+
+    @property
+    def core(self) -> bool:
+        """Whether it is ldmkit itself."""
+        return self.entry_point == BUILTINS and self.distribution == "ldmkit"
+
+    def to_json(self) -> dict[str, str]:
+        """What is known, for `config.json`."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
     def __str__(self) -> str:
         if self.file:
@@ -61,13 +71,15 @@ class Problem:
 class Kind:
     """What a catalog holds. `base` is the class its objects derive from; None: any callable.
 
-    `reserved` names may not be options, because the recipe's section uses them; `skipped` parameters are no options.
+    `reserved` names may not be options, because the recipe's section uses them; `skipped` parameters are no options; `filled`
+    ones may be left out, for the core knows their value.
     """
 
     noun: str
     base: str | None = None
     reserved: frozenset[str] = frozenset()
     skipped: frozenset[str] = frozenset()
+    filled: frozenset[str] = frozenset()
 
 
 CONDITIONER = Kind(
@@ -89,6 +101,30 @@ SAMPLER = Kind(
     skipped=frozenset({"generators", "callback"}),
 )
 METRIC = Kind("metric", reserved=frozenset({"type"}))
+DENOISER = Kind("denoiser", base="ldmkit.denoiser:Denoiser", reserved=frozenset({"type"}))
+AUTOENCODER = Kind(
+    "autoencoder",
+    base="ldmkit.autoencoder:Autoencoder",
+    reserved=frozenset({"type", "from", "scale", "train", "loss"}),
+    filled=frozenset({"image_channels"}),  # the data say it
+)
+LOSS = Kind("loss", base="ldmkit.losses:Loss", reserved=frozenset({"type", "weight", "until"}))
+OPTIMIZER = Kind("optimizer", reserved=frozenset({"type"}), skipped=frozenset({"betas"}))
+SCHEDULE = Kind("schedule", reserved=frozenset({"type", "zero_snr", "shift"}))
+GUIDANCE = Kind("guidance method", base="ldmkit.guidance:Method", reserved=frozenset({"type"}))
+# The registration hook's ending -> what it registers.
+KINDS = {
+    "conditioners": CONDITIONER,
+    "denoisers": DENOISER,
+    "autoencoders": AUTOENCODER,
+    "losses": LOSS,
+    "optimizers": OPTIMIZER,
+    "schedules": SCHEDULE,
+    "guidance": GUIDANCE,
+    "data_sources": DATA_SOURCE,
+    "samplers": SAMPLER,
+    "metrics": METRIC,
+}
 
 
 @dataclass
@@ -143,6 +179,9 @@ class Catalog:
             )
         return found[0]
 
+    def __getitem__(self, name: str) -> Any:
+        return self.load(name)
+
     def load(self, name: str) -> Any:
         """Import what is registered as `name` and check that it is what it claims to be. Raises PluginError with the cause."""
         entry = self.entry(name)
@@ -165,7 +204,8 @@ class Catalog:
     def options_of(self, loaded: Any) -> type[Options]:
         from ldmkit.plugins import options
 
-        return options.model(loaded, reserved=self.kind.reserved, skipped=self.kind.skipped)
+        kind = self.kind
+        return options.model(loaded, reserved=kind.reserved, skipped=kind.skipped, filled=kind.filled)
 
     def create(self, name: str, options: Mapping[str, Any], **given: Any) -> Any:
         """The object of `name`, made with its options (JSON values, validated) and what is `given` beside them."""
@@ -190,10 +230,8 @@ class Catalog:
 
     def _unknown(self, name: str) -> PluginError:
         short = name.rpartition(":")[2]
-        near = difflib.get_close_matches(short, self.names(), n=1)
         message = f"no {self.kind.noun} is called '{name}'; installed: {', '.join(self.names()) or 'none'}"
-        if near:
-            message += f"; did you mean '{near[0]}'?"
+        message += did_you_mean(short, self.names())
         hint = f"Perhaps a package is missing: pip install ldmkit-{short}; a plugin of one file is given with -p"
         names = (short, f"ldmkit-{short}")
         for problem in (*self.problems, *self.left_out):
@@ -212,9 +250,7 @@ def _imported(target: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError:
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        did_you_mean = f"; did you mean '{near[0]}'?" if near else ""
-        raise ImportError(f"{module_name} has no '{attribute}'{did_you_mean}") from None
+        raise ImportError(f"{module_name} has no '{attribute}'{did_you_mean(attribute, dir(module))}") from None
 
 
 def last_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The core's own data sources, samplers, metrics and the stand-in conditioner, registered like anybody's. Loads no torch."""
+"""The core's own components, registered like anybody's. Loads no torch."""
 
 from __future__ import annotations
 
@@ -27,6 +27,25 @@ SAMPLERS = (
     "unipc",
     "deis",
 )
+DENOISERS = {"unet": "unet:UNet"}
+AUTOENCODERS = {"vq": "vq:VQAutoencoder", "kl": "kl:KLAutoencoder", "identity": "identity:IdentityAutoencoder"}
+OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "adamw-8bit": "adamw_8bit"}
+SCHEDULES = {
+    "linear": "linear",
+    "plain-linear": "plain_linear",
+    "sqrt": "sqrt",
+    "cosine": "cosine",
+    "given": "given",
+    "edm": "EDM",
+    "flow": "Flow",
+}
+GUIDANCE = {
+    "plain": "Plain",
+    "apg": "APG",
+    "plus-plus": "PlusPlus",
+    "perp-neg": "PerpNeg",
+    "autoguidance": "AutoGuidance",
+}
 METRICS = {
     "psnr": "PSNR",
     "ssim": "SSIM",
@@ -65,3 +84,33 @@ def ldmkit_register_samplers(register: Register) -> None:
 def ldmkit_register_metrics(register: Register) -> None:
     for name, metric in METRICS.items():
         register(name, f"ldmkit.evaluation.metrics:{metric}")
+
+
+@hookimpl
+def ldmkit_register_denoisers(register: Register) -> None:
+    for name, target in DENOISERS.items():
+        register(name, f"ldmkit.denoiser.{target}")
+
+
+@hookimpl
+def ldmkit_register_autoencoders(register: Register) -> None:
+    for name, target in AUTOENCODERS.items():
+        register(name, f"ldmkit.autoencoder.{target}")
+
+
+@hookimpl
+def ldmkit_register_optimizers(register: Register) -> None:
+    for name, target in OPTIMIZERS.items():
+        register(name, f"ldmkit.training.optimizers:{target}")
+
+
+@hookimpl
+def ldmkit_register_schedules(register: Register) -> None:
+    for name, target in SCHEDULES.items():
+        register(name, f"ldmkit.schedules:{target}")
+
+
+@hookimpl
+def ldmkit_register_guidance(register: Register) -> None:
+    for name, target in GUIDANCE.items():
+        register(name, f"ldmkit.guidance.methods:{target}")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import click
+
 PROJECT = "ldmkit"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -49,6 +51,36 @@ def ldmkit_register_conditioners(register: Register) -> None:
 
 
 @hookspec
+def ldmkit_register_denoisers(register: Register) -> None:
+    """Register denoisers: subclasses of `ldmkit.Denoiser`."""
+
+
+@hookspec
+def ldmkit_register_autoencoders(register: Register) -> None:
+    """Register autoencoders: subclasses of `ldmkit.autoencoder.Autoencoder`."""
+
+
+@hookspec
+def ldmkit_register_losses(register: Register) -> None:
+    """Register extra terms of a stage's loss: subclasses of `ldmkit.losses.AutoencoderTerm` or `DiffusionTerm`."""
+
+
+@hookspec
+def ldmkit_register_optimizers(register: Register) -> None:
+    """Register optimizers: functions `(groups, *, <options>) -> torch.optim.Optimizer`."""
+
+
+@hookspec
+def ldmkit_register_schedules(register: Register) -> None:
+    """Register noise schedules: functions or classes `(*, <options>) -> ldmkit.schedules.Schedule`."""
+
+
+@hookspec
+def ldmkit_register_guidance(register: Register) -> None:
+    """Register methods of guidance: subclasses of `ldmkit.guidance.Method`."""
+
+
+@hookspec
 def ldmkit_register_data_sources(register: Register) -> None:
     """Register data sources: subclasses of `ldmkit.data.Source`."""
 
@@ -61,6 +93,11 @@ def ldmkit_register_samplers(register: Register) -> None:
 @hookspec
 def ldmkit_register_metrics(register: Register) -> None:
     """Register metrics: what a recipe's `evaluate:` names."""
+
+
+@hookspec
+def ldmkit_register_commands(group: click.Group) -> None:
+    """Add commands to `ldmkit`'s own: `group.add_command(mine)`."""
 
 
 @hookspec

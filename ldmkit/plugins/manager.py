@@ -7,7 +7,6 @@ registers is kept as a whole or not at all, and a plugin that cannot be used bec
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import threading
@@ -21,15 +20,19 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from ldmkit.errors import PluginError, UsageError
+from ldmkit.messages import did_you_mean
 from ldmkit.plugins import hookspecs
-from ldmkit.plugins.catalog import CONDITIONER, DATA_SOURCE, METRIC, SAMPLER, Catalog, Entry, Origin, Problem, last_line
+from ldmkit.plugins.catalog import BUILTINS, KINDS, Catalog, Entry, Origin, Problem, last_line
 from ldmkit.plugins.registration import registrar, rejection
 from ldmkit.plugins.single_file import module_of
+
+if TYPE_CHECKING:
+    import click
 
 GROUP = hookspecs.PROJECT
 VARIABLE, NONE = "LDMKIT_PLUGINS", "LDMKIT_DISABLE_PLUGIN_AUTOLOAD"
@@ -54,23 +57,69 @@ class Registry:
         self.problems: list[Problem] = []  # plugins that are broken
         self.left_out: list[Problem] = []  # plugins that somebody left out
         self.plugins: list[Plugin] = []
-        self.conditioners = Catalog(CONDITIONER, self.problems, self.left_out)
-        self.data_sources = Catalog(DATA_SOURCE, self.problems, self.left_out)
-        self.samplers = Catalog(SAMPLER, self.problems, self.left_out)
-        self.metrics = Catalog(METRIC, self.problems, self.left_out)
+        # The registration hook's ending -> its catalog.
+        self.catalogs: Mapping[str, Catalog] = {
+            ending: Catalog(kind, self.problems, self.left_out) for ending, kind in KINDS.items()
+        }
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._origins: dict[int, Origin] = {}
 
     @property
-    def catalogs(self) -> Mapping[str, Catalog]:
-        """The registration hook's ending -> its catalog."""
-        return {
-            "conditioners": self.conditioners,
-            "data_sources": self.data_sources,
-            "samplers": self.samplers,
-            "metrics": self.metrics,
-        }
+    def conditioners(self) -> Catalog:
+        return self.catalogs["conditioners"]
+
+    @property
+    def denoisers(self) -> Catalog:
+        return self.catalogs["denoisers"]
+
+    @property
+    def autoencoders(self) -> Catalog:
+        return self.catalogs["autoencoders"]
+
+    @property
+    def losses(self) -> Catalog:
+        return self.catalogs["losses"]
+
+    @property
+    def optimizers(self) -> Catalog:
+        return self.catalogs["optimizers"]
+
+    @property
+    def schedules(self) -> Catalog:
+        return self.catalogs["schedules"]
+
+    @property
+    def guidance(self) -> Catalog:
+        return self.catalogs["guidance"]
+
+    @property
+    def data_sources(self) -> Catalog:
+        return self.catalogs["data_sources"]
+
+    @property
+    def samplers(self) -> Catalog:
+        return self.catalogs["samplers"]
+
+    @property
+    def metrics(self) -> Catalog:
+        return self.catalogs["metrics"]
+
+    def commands(self, group: click.Group) -> None:
+        """Lets every plugin add its commands to `group`; one that fails, or takes a name that is there, becomes a `Problem`."""
+        for implementation in self._manager.hook.ldmkit_register_commands.get_hookimpls():
+            before = dict(group.commands)
+            origin = self._origins[id(implementation.plugin)]
+            try:
+                implementation.function(*([group] * len(implementation.argnames)))
+            except Exception as error:
+                group.commands = before
+                self.problems.append(Problem(origin, f"its commands fail: {last_line(error)}", "Fix or uninstall it"))
+                continue
+            if taken := [name for name, command in before.items() if group.commands.get(name) is not command]:
+                group.commands = before
+                cause = f"it registers the command '{taken[0]}', which is there already"
+                self.problems.append(Problem(origin, cause, "Rename the command, or uninstall the plugin"))
 
     def add(self, plugin: object, origin: Origin, *, seconds: float = 0.0) -> None:
         """Register a module or object with `@hookimpl` functions, whole or not at all. Raises PluginError."""
@@ -148,7 +197,7 @@ def load(
     from ldmkit.plugins import defaults
 
     registry = Registry()
-    registry.add(defaults, Origin("ldmkit", metadata.version("ldmkit"), "builtins"))
+    registry.add(defaults, Origin("ldmkit", metadata.version("ldmkit"), BUILTINS))
     for point in _chosen(registry, only):
         origin = _origin(point)
         try:
@@ -212,9 +261,8 @@ def _asked(only: Sequence[str] | None) -> tuple[Sequence[str] | None, str]:
 def _require_installed(name: str, points: Sequence[metadata.EntryPoint]) -> None:
     known = sorted({known for point in points for known in (point.name, _origin(point).distribution or "")})
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        did_you_mean = f"; did you mean '{near[0]}'?" if near else ""
-        raise PluginError(f"no plugin '{name}' is installed{did_you_mean}", hint=f"Installed: {', '.join(known)}")
+        guess = did_you_mean(name, known)
+        raise PluginError(f"no plugin '{name}' is installed{guess}", hint=f"Installed: {', '.join(known)}")
 
 
 def _origin(point: metadata.EntryPoint) -> Origin:

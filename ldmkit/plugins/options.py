@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, get_args
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, create_model
 
 from ldmkit.errors import PluginError
+from ldmkit.plugins.ranges import InRecipe
 
 # A parameter annotated so is filled by `build` and is no recipe key. Known by name: its class lives beside torch.
-DERIVED = "LatentSpec"
+DERIVED = ("LatentSpec", "Ports")
+# The class attribute that names the dataclass whose fields are the keywords of a constructor's `**options: Unpack[...]`.
+PASSED_ON = "passes_on"
 # Bases whose `__init__` says nothing about options: a class without one of its own has none.
 _FOREIGN_BASES = ("builtins", "torch", "abc", "typing")
 
@@ -50,26 +54,30 @@ class Options(BaseModel):
 
 
 def model(
-    target: Callable[..., Any], *, reserved: Collection[str] = (), skipped: Collection[str] = ()
+    target: Callable[..., Any],
+    *,
+    reserved: Collection[str] = (),
+    skipped: Collection[str] = (),
+    filled: Collection[str] = (),
 ) -> type[Options]:
     """The pydantic model of a class's or function's options.
 
-    `reserved` names may not be options (a recipe uses them for something else); `skipped` parameters are not options.
+    `reserved` names may not be options (a recipe uses them for something else); `skipped` parameters are not options; `filled`
+    ones may be left out, whatever their default, because the core knows their value.
     Raises PluginError naming the parameter and what to write instead.
     """
     name = getattr(target, "__qualname__", repr(target))
-    function = _constructor(target)
+    said = helps(target)
     fields: dict[str, Any] = {}
-    if function is not None:
-        for parameter in _parameters(function, name, is_class=inspect.isclass(target)):
-            if parameter.name in skipped or is_derived(parameter.annotation):
-                continue
-            if parameter.name in reserved:
-                raise PluginError(
-                    f"{name} has an option `{parameter.name}`, a name that recipes use themselves",
-                    hint=f"Rename the parameter; taken are: {', '.join(sorted(reserved))}",
-                )
-            fields[f"option_{parameter.name}"] = _field(parameter, function, name)
+    for option, annotation, default in declared(target, skipped):
+        if option in reserved:
+            raise PluginError(
+                f"{name} has an option `{option}`, a name that recipes use themselves",
+                hint=f"Rename the parameter; taken are: {', '.join(sorted(reserved))}",
+            )
+        if option in filled:
+            annotation, default = annotation | None, None
+        fields[f"option_{option}"] = annotation, Field(default, alias=option, description=said.get(option))
     try:
         return create_model(f"{name}Options", __base__=Options, __module__=__name__, **fields)
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
@@ -79,22 +87,92 @@ def model(
         ) from error
 
 
-def derived(target: Callable[..., Any]) -> tuple[str, ...]:
-    """The constructor's parameters that `build` fills: those annotated `LatentSpec`."""
+def declared(target: Callable[..., Any], skipped: Collection[str] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """(name, annotation, default or ...) of every option, in the constructor's order. Raises PluginError for what is none."""
+    name, function = getattr(target, "__qualname__", repr(target)), _constructor(target)
+    if function is None:
+        return
+    for parameter in _parameters(function, name, target):
+        if parameter.name in skipped or is_derived(parameter.annotation):
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        yield parameter.name, _in_recipe(_annotation(parameter, function, name)), default
+    if passed_on := getattr(target, PASSED_ON, None):
+        for option, annotation, default in keywords(passed_on):
+            if option not in skipped:
+                yield option, annotation, default
+
+
+def keywords(kind: type) -> Iterator[tuple[str, Any, Any]]:
+    """(name, annotation, default or ...) of a dataclass's fields."""
+    for parameter in inspect.signature(kind).parameters.values():
+        default = ... if parameter.default is parameter.empty else parameter.default
+        yield parameter.name, _in_recipe(_annotation(parameter, kind.__init__, kind.__qualname__)), default
+
+
+def _in_recipe(annotation: Any) -> Any:
+    if get_origin(annotation) is not Annotated:
+        return annotation
+    return next((part.annotation for part in get_args(annotation) if isinstance(part, InRecipe)), annotation)
+
+
+_HELP = re.compile(r"^(?P<names>\w+(?:(?:, | or | and )\w+)*): (?P<text>.+)$")
+
+
+def helps(target: Any) -> dict[str, str]:
+    """Option -> what the docstring says of it: the lines `name: text` of a class, its constructor and what it passes on."""
+    passed_on = getattr(target, PASSED_ON, None)
+    texts = [getattr(part, "__doc__", None) for part in (passed_on, target, getattr(target, "__init__", None))]
+    found: dict[str, str] = {}
+    for text in filter(None, texts):
+        current: tuple[str, ...] = ()
+        for line in inspect.cleandoc(text).splitlines():
+            if match := _HELP.match(line.strip()):
+                current = tuple(re.split(r", | or | and ", match["names"]))
+                found |= dict.fromkeys(current, match["text"].strip())
+            elif line.strip() and current and line.startswith(" "):
+                found |= {name: f"{found[name]} {line.strip()}" for name in current}
+            else:
+                current = ()
+    return found
+
+
+def derived(target: Callable[..., Any]) -> dict[str, str]:
+    """The constructor's parameters that `build` fills -> the type that each is annotated with: `LatentSpec` or `Ports`."""
     function = _constructor(target)
     if function is None:
-        return ()
+        return {}
     parameters = inspect.signature(function).parameters.values()
-    return tuple(parameter.name for parameter in parameters if is_derived(parameter.annotation))
+    kinds = {parameter.name: _derived(parameter.annotation) for parameter in parameters}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def fill(target: Callable[..., Any], **values: object) -> dict[str, object]:
+    """The derived parameters of a constructor with their values: `fill(kind, LatentSpec=spec)`.
+
+    Raises PluginError for a parameter of a type that is not there for what the constructor makes.
+    """
+    found = derived(target)
+    if unknown := [f"{name}: {kind}" for name, kind in found.items() if kind not in values]:
+        raise PluginError(
+            f"{getattr(target, '__qualname__', target)} wants {', '.join(unknown)}, which is not there when it is made",
+            hint=f"what the core fills in here is {', '.join(values)}",
+        )
+    return {name: values[kind] for name, kind in found.items()}
 
 
 def is_derived(annotation: object) -> bool:
-    """Whether an annotation, evaluated or still a string, is `LatentSpec` (or `LatentSpec | None`)."""
+    """Whether an annotation, evaluated or still a string, is `LatentSpec` or `Ports` (or one of them and None)."""
+    return _derived(annotation) is not None
+
+
+def _derived(annotation: object) -> str | None:
     if isinstance(annotation, str):
         parts = annotation.replace("Optional[", "").replace("]", "").split("|")
-        return any(part.strip().strip("\"'").rpartition(".")[2] == DERIVED for part in parts)
-    arms = get_args(annotation) or (annotation,)
-    return any(getattr(arm, "__name__", None) == DERIVED for arm in arms)
+        names = [part.strip().strip("\"'").rpartition(".")[2] for part in parts]
+    else:
+        names = [str(getattr(arm, "__name__", "")) for arm in get_args(annotation) or (annotation,)]
+    return next((name for name in names if name in DERIVED), None)
 
 
 def _constructor(target: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -108,11 +186,13 @@ def _constructor(target: Callable[..., Any]) -> Callable[..., Any] | None:
     return constructor
 
 
-def _parameters(function: Callable[..., Any], name: str, *, is_class: bool) -> list[inspect.Parameter]:
+def _parameters(function: Callable[..., Any], name: str, target: object) -> list[inspect.Parameter]:
     """The keyword-only parameters. A class that wants others would have options that no recipe can give: refused."""
     parameters = list(inspect.signature(function).parameters.values())
-    for parameter in parameters[1:] if is_class else []:
+    for parameter in parameters[1:] if inspect.isclass(target) else []:
         if parameter.kind is parameter.KEYWORD_ONLY:
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD and getattr(target, PASSED_ON, None):
             continue
         if parameter.kind is parameter.VAR_KEYWORD:
             raise PluginError(
@@ -126,7 +206,7 @@ def _parameters(function: Callable[..., Any], name: str, *, is_class: bool) -> l
     return [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
-def _field(parameter: inspect.Parameter, function: Callable[..., Any], name: str) -> tuple[Any, Any]:
+def _annotation(parameter: inspect.Parameter, function: Callable[..., Any], name: str) -> Any:
     annotation = parameter.annotation
     if annotation is parameter.empty:
         raise PluginError(
@@ -135,20 +215,44 @@ def _field(parameter: inspect.Parameter, function: Callable[..., Any], name: str
         )
     if isinstance(annotation, str):
         try:
-            annotation = eval(annotation, getattr(function, "__globals__", {}))
+            annotation = eval(annotation, _names(function))
         except Exception as error:
             raise PluginError(
                 f"{name}: the annotation `{annotation}` of `{parameter.name}` cannot be evaluated: {error}",
                 hint="Import the type at the module's top level, outside `if TYPE_CHECKING`",
             ) from error
-    default = ... if parameter.default is parameter.empty else parameter.default
-    return annotation, Field(default, alias=parameter.name)
+    return annotation
 
 
-def describe(annotation: object) -> str:
-    """A type as people read it: `int`, `'vq' | 'kl'`, `list of int`."""
+def _names(function: Callable[..., Any]) -> dict[str, Any]:
+    """What the annotations of a function may name. A dataclass's `__init__` is made by the library, elsewhere."""
+    known = dict(getattr(function, "__globals__", {}))
+    module = inspect.getmodule(function)
+    return known if module is None else {**known, **vars(module)}
+
+
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def bounds(metadata: Iterable[object]) -> str:
+    """Ranges as people read them: `>= 1, < 10`."""
+    found = [
+        f"{sign} {bound:g}"
+        for part in metadata
+        for key, sign in _SIGNS.items()
+        if (bound := getattr(part, key, None)) is not None
+    ]
+    return ", ".join(found)
+
+
+def describe(annotation: Any) -> str:
+    """A type as people read it: `int`, `'vq' | 'kl'`, `list of int`, `int (>= 1)`."""
     if annotation is type(None):
         return "null"
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        within = bounds(each for part in metadata for each in getattr(part, "metadata", (part,)))
+        return describe(inner) + (f" ({within})" if within else "")
     if not (arms := get_args(annotation)):
         return str(getattr(annotation, "__name__", annotation))
     if getattr(annotation, "__origin__", None) is Literal:

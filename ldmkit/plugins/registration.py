@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pluggy
 
 from ldmkit.errors import PluginError
+from ldmkit.messages import did_you_mean
 from ldmkit.plugins import hookspecs
 from ldmkit.plugins.catalog import NAME, TARGET, Catalog, Entry, Origin, last_line
 
@@ -49,11 +49,8 @@ def _explained(error: pluggy.PluginValidationError, origin: Origin) -> PluginErr
     implemented = [name for name in dir(error.plugin) if name.startswith(f"{hookspecs.PROJECT}_")]
     for name in implemented:
         if name not in hooks and "unknown hook" in text:
-            near = difflib.get_close_matches(name, hooks, n=1)
-            did_you_mean = f"; did you mean '{near[0]}'?" if near else ""
-            return PluginError(
-                _named(f"there is no hook '{name}'{did_you_mean}", origin), hint=f"Hooks: {', '.join(hooks)}"
-            )
+            guess = did_you_mean(name, hooks)
+            return PluginError(_named(f"there is no hook '{name}'{guess}", origin), hint=f"Hooks: {', '.join(hooks)}")
     for name in implemented:
         if name in hooks and f"hook {name!r}" in text:
             allowed = hooks[name].__code__.co_varnames[: hooks[name].__code__.co_argcount]

@@ -2,23 +2,16 @@
 
 from ldmkit.recipe.loading import bundled, find, load
 from ldmkit.recipe.model import Recipe
-from ldmkit.recipe.objective import Diffusion
-from ldmkit.recipe.sections import (
-    AutoencoderLoss,
-    Data,
-    Denoiser,
-    Metric,
-    Sample,
-    Slot,
-)
+from ldmkit.recipe.sections import Autoencoder, Data, Denoiser, Diffusion, ExtraLoss, Metric, Sample, Slot
 from ldmkit.recipe.training import AutoencoderTrain, Runtime, Train
 
 __all__ = [
-    "AutoencoderLoss",
+    "Autoencoder",
     "AutoencoderTrain",
     "Data",
     "Denoiser",
     "Diffusion",
+    "ExtraLoss",
     "Metric",
     "Recipe",
     "Runtime",

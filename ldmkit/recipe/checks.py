@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldmkit.messages import KeyPath, Problem, did_you_mean
-from ldmkit.recipe.base import Component
+from ldmkit.recipe.components import TYPE, complete_options
+from ldmkit.recipe.core_schema import COMPONENTS
 from ldmkit.recipe.dump import REDACTED
-from ldmkit.recipe.objective import Linear, PlainLinear, Sqrt
-from ldmkit.recipe.sections import Convolutional, Identity
+from ldmkit.recipe.sections import Sections
 
-if TYPE_CHECKING:
-    from ldmkit.recipe.model import Recipe
-
-# A registered name, or `distribution:name` where two plugins claim one.
-TYPE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*:)?[a-z0-9]+(-[a-z0-9]+)*")
 SLOT = re.compile(r"[a-z][a-z0-9_]*")
 TAKEN_SLOTS = ("null", "none", "all")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+UNET, IDENTITY = "unet", "identity"
 # Names of devices on Windows, with or without an ending.
 TAKEN_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
-def cross_checks(recipe: Recipe) -> list[Problem]:
+def cross_checks(recipe: Sections) -> list[Problem]:
     """Everything that two keys of a valid recipe contradict each other in."""
     checks = [_name, _types, _size, _autoencoder, _attention, _heads, _schedule, _slots, _dropout, _guidance]
-    checks += [_guidance_options, _redacted]
+    checks += [_guidance_options, _losses, _redacted]
     return [Problem(path, text) for check in checks for path, text in check(recipe)]
 
 
 Found = Iterator[tuple[KeyPath, str]]
 
 
-def _name(recipe: Recipe) -> Found:
+def _name(recipe: Sections) -> Found:
     if not NAME.fullmatch(recipe.name) or recipe.name.endswith(".") or TAKEN_NAMES.fullmatch(recipe.name):
         yield (
             ("name",),
@@ -43,12 +39,17 @@ def _name(recipe: Recipe) -> Found:
         )
 
 
-def _types(recipe: Recipe) -> Found:
-    sections: list[tuple[KeyPath, Component]] = [(("data",), recipe.data), (("sample",), recipe.sample)]
-    sections += [(("conditioners", slot), section) for slot, section in recipe.conditioners.items()]
-    sections += [(("evaluate", index), section) for index, section in enumerate(recipe.evaluate)]
-    for path, section in sections:
-        kind: str = section.type  # type: ignore[attr-defined]
+def _types(recipe: Sections) -> Found:
+    named: list[tuple[KeyPath, str]] = [(("data",), recipe.data.type), (("sample",), recipe.sample.type)]
+    named += [(("autoencoder",), recipe.autoencoder.type), (("denoiser",), recipe.denoiser.type)]
+    named += [
+        (("diffusion", "schedule"), recipe.diffusion.schedule.type),
+        (("train", "optimizer"), recipe.train.optimizer.type),
+    ]
+    named += [(("conditioners", slot), section.type) for slot, section in recipe.conditioners.items()]
+    named += [(("losses", name), section.type) for name, section in recipe.losses.items()]
+    named += [(("evaluate", index), section.type) for index, section in enumerate(recipe.evaluate)]
+    for path, kind in named:
         if not TYPE.fullmatch(kind):
             yield (
                 (*path, "type"),
@@ -56,15 +57,38 @@ def _types(recipe: Recipe) -> Found:
             )
 
 
-def _size(recipe: Recipe) -> Found:
-    autoencoder, denoiser = recipe.autoencoder, recipe.denoiser
-    if autoencoder.from_ is not None and "image_channels" not in autoencoder.model_fields_set:
+def _of_core(kind: str, type_: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a component of the core with all defaults; nothing of a plugin's, whose sizes are its own affair."""
+    model = COMPONENTS[kind].get(type_)
+    return {} if model is None else complete_options(model, given)
+
+
+def _first_stage(recipe: Sections) -> dict[str, Any]:
+    return _of_core("autoencoders", recipe.autoencoder.type, recipe.autoencoder.options)
+
+
+def _factor(recipe: Sections) -> int | None:
+    """How many times smaller latents are, where that is known here."""
+    if recipe.autoencoder.type == IDENTITY:
+        return 1
+    return _first_stage(recipe).get("downsample")
+
+
+def _unet(recipe: Sections) -> dict[str, Any]:
+    """The UNet's options; nothing of another denoiser, or where its levels are a trained model's, which is not read here."""
+    if recipe.init is not None and "multipliers" not in recipe.denoiser.options:
+        return {}
+    return _of_core("denoisers", recipe.denoiser.type, recipe.denoiser.options) if recipe.denoiser.type == UNET else {}
+
+
+def _size(recipe: Sections) -> Found:
+    autoencoder, unet, factor = recipe.autoencoder, _unet(recipe), _factor(recipe)
+    if autoencoder.from_ is not None and "image_channels" not in autoencoder.options:
         return  # known once the trained one is read
-    if _network_comes_later(recipe):
-        return
-    if isinstance(autoencoder, Convolutional) and autoencoder.pad:
-        return  # any size will do
-    unit = autoencoder.factor * denoiser.factor
+    if not unet or factor is None or _first_stage(recipe).get("pad"):
+        return  # known once the networks are made, or any size will do
+    reduction = 2 ** (len(unet["multipliers"]) - 1)
+    unit = factor * reduction
     wanted: list[tuple[KeyPath, tuple[int, int]]] = [(("data", "size"), recipe.data.shape)]
     wanted += [(("data", "buckets", index), size) for index, size in enumerate(recipe.data.buckets or ())]
     for key, size in wanted:
@@ -73,45 +97,49 @@ def _size(recipe: Recipe) -> Found:
                 continue
             below, above = side // unit * unit, (side // unit + 1) * unit
             valid = f"{below} or {above}" if below else str(above)
-            levels = len(denoiser.multipliers)
+            levels = len(unet["multipliers"])
             yield (
                 key,
-                f"{side} is no multiple of {unit}: the autoencoder makes it {autoencoder.factor} times smaller "
-                f"(autoencoder.downsample), the UNet {denoiser.factor} times (denoiser.multipliers has {levels} levels); "
+                f"{side} is no multiple of {unit}: the autoencoder makes it {factor} times smaller "
+                f"(autoencoder.downsample), the UNet {reduction} times (denoiser.multipliers has {levels} levels); "
                 f"nearest: {valid}",
             )
 
 
-def _autoencoder(recipe: Recipe) -> Found:
-    section = recipe.autoencoder
-    if section.from_ is None and section.train is None and not isinstance(section, Identity):
+def _autoencoder(recipe: Sections) -> Found:
+    section, factor = recipe.autoencoder, _factor(recipe)
+    if section.from_ is None and section.train is None and section.type != IDENTITY:
         yield (
             ("autoencoder",),
             "nothing says how it is trained; add `train: {steps: ...}`, or `from:` with a trained one",
         )
+    if (
+        section.type == IDENTITY
+        and "loss" in section.model_fields_set
+        and recipe.document.value.get("autoencoder", {}).get("train")
+    ):
+        yield (
+            ("autoencoder", "loss"),
+            "identity has no weights to train; leave out autoencoder.train and autoencoder.loss",
+        )
     crop = None if section.train is None else section.train.crop
-    if crop is not None and crop % section.factor:
-        yield (("autoencoder", "train", "crop"), f"{crop} is no multiple of autoencoder.downsample {section.factor}")
-    if isinstance(section, Convolutional) and section.multipliers is not None:
-        levels = section.downsample.bit_length()
-        if len(section.multipliers) != levels:
+    if crop is not None and factor is not None and crop % factor:
+        yield (("autoencoder", "train", "crop"), f"{crop} is no multiple of autoencoder.downsample {factor}")
+    options = _first_stage(recipe)
+    if options.get("multipliers") is not None:
+        levels = options["downsample"].bit_length()
+        if len(options["multipliers"]) != levels:
             yield (
                 ("autoencoder", "multipliers"),
-                f"has {len(section.multipliers)} levels, and autoencoder.downsample {section.downsample} needs {levels}",
+                f"has {len(options['multipliers'])} levels, and autoencoder.downsample {options['downsample']} needs {levels}",
             )
 
 
-def _network_comes_later(recipe: Recipe) -> bool:
-    """Whether the denoiser's levels are those of the trained model that `init` names, which is not read here."""
-    return recipe.init is not None and "multipliers" not in recipe.denoiser.model_fields_set
-
-
-def _attention(recipe: Recipe) -> Found:
-    if _network_comes_later(recipe):
+def _attention(recipe: Sections) -> Found:
+    if not (unet := _unet(recipe)):
         return
-    denoiser = recipe.denoiser
-    factors = [2**level for level in range(len(denoiser.multipliers))]
-    for factor in denoiser.attention:
+    factors = [2**level for level in range(len(unet["multipliers"]))]
+    for factor in unet["attention"]:
         if factor not in factors:
             yield (
                 ("denoiser", "attention"),
@@ -119,51 +147,51 @@ def _attention(recipe: Recipe) -> Found:
                 f"{', '.join(map(str, factors))} (factors of the latent, not pixels)",
             )
     for key in ("blocks", "heads", "head_width", "transformer_depth"):
-        value = getattr(denoiser, key)
-        if isinstance(value, tuple) and len(value) != len(factors):
+        if isinstance(value := unet[key], list) and len(value) != len(factors):
             yield ("denoiser", key), f"has {len(value)} numbers, and denoiser.multipliers has {len(factors)} levels"
 
 
-def _heads(recipe: Recipe) -> Found:
-    if _network_comes_later(recipe):
+def _heads(recipe: Sections) -> Found:
+    if not (unet := _unet(recipe)):
         return
-    denoiser = recipe.denoiser
-    if denoiser.channels % 2:
+    if unet["channels"] % 2:
         yield (
             ("denoiser", "channels"),
-            f"must be even (it is the width of the timestep embedding), got {denoiser.channels}",
+            f"must be even (it is the width of the timestep embedding), got {unet['channels']}",
         )
-    if denoiser.heads is not None and denoiser.head_width is not None:
+    if unet["heads"] is not None and unet["head_width"] is not None:
         yield ("denoiser", "heads"), "heads and head_width are both given; one follows from the other: remove one"
         return
-    key, given = ("heads", denoiser.heads) if denoiser.heads is not None else ("head_width", denoiser.head_width)
-    if given is None or (isinstance(given, tuple) and len(given) != len(denoiser.multipliers)):
+    key = "heads" if unet["heads"] is not None else "head_width"
+    given, multipliers = unet[key], unet["multipliers"]
+    if given is None or (isinstance(given, list) and len(given) != len(multipliers)):
         return
-    last = len(denoiser.multipliers) - 1
-    for level, multiplier in enumerate(denoiser.multipliers):
-        if 2**level not in denoiser.attention and level != last:  # the middle has the last level's heads
+    last = len(multipliers) - 1
+    for level, multiplier in enumerate(multipliers):
+        if 2**level not in unet["attention"] and level != last:  # the middle has the last level's heads
             continue
-        divisor, width = given[level] if isinstance(given, tuple) else given, denoiser.channels * multiplier
+        divisor, width = given[level] if isinstance(given, list) else given, unet["channels"] * multiplier
         if width % divisor:
             valid = [number for number in range(1, width + 1) if width % number == 0]
             nearest = min(valid, key=lambda number: abs(number - divisor))
             yield (
                 ("denoiser", key),
                 f"{divisor} does not divide the {width} channels of level {level + 1} "
-                f"(denoiser.channels {denoiser.channels} x {multiplier}); nearest: {nearest}",
+                f"(denoiser.channels {unet['channels']} x {multiplier}); nearest: {nearest}",
             )
             return
 
 
-def _schedule(recipe: Recipe) -> Found:
+def _schedule(recipe: Sections) -> Found:
     schedule = recipe.diffusion.schedule
-    if isinstance(schedule, (Linear, PlainLinear, Sqrt)) and schedule.start >= schedule.end:
+    options = _of_core("schedules", schedule.type, schedule.options)
+    if "start" in options and options["start"] >= options["end"]:
         yield (
             ("diffusion", "schedule", "start"),
-            f"{schedule.start:g} must be less than diffusion.schedule.end, {schedule.end:g}",
+            f"{options['start']:g} must be less than diffusion.schedule.end, {options['end']:g}",
         )
-    timesteps = len(schedule.betas) if schedule.type == "given" else schedule.timesteps
-    if recipe.sample.steps > timesteps:
+    timesteps = len(options["betas"]) if "betas" in options else options.get("timesteps")
+    if timesteps is not None and recipe.sample.steps > timesteps:
         yield ("sample", "steps"), f"{recipe.sample.steps} is more than diffusion.schedule has timesteps, {timesteps}"
     if schedule.zero_snr and recipe.diffusion.prediction == "eps":
         yield (
@@ -172,7 +200,7 @@ def _schedule(recipe: Recipe) -> Found:
         )
 
 
-def _slots(recipe: Recipe) -> Found:
+def _slots(recipe: Sections) -> Found:
     for slot in recipe.conditioners:
         if slot in TAKEN_SLOTS:
             yield ("conditioners", slot), f"'{slot}' has a meaning of its own; taken are {', '.join(TAKEN_SLOTS)}"
@@ -184,14 +212,14 @@ def _slots(recipe: Recipe) -> Found:
             )
 
 
-def _unknown_slots(recipe: Recipe, path: KeyPath, names: list[str]) -> Found:
+def _unknown_slots(recipe: Sections, path: KeyPath, names: list[str]) -> Found:
     slots = list(recipe.conditioners)
     for name in names:
         if name not in slots:
             yield path, f"there is no slot '{name}'{did_you_mean(name, slots)}; slots: {', '.join(slots) or 'none'}"
 
 
-def _dropout(recipe: Recipe) -> Found:
+def _dropout(recipe: Sections) -> Found:
     if recipe.dropout is None:
         return
     for subset in recipe.dropout:
@@ -209,7 +237,7 @@ def _dropout(recipe: Recipe) -> Found:
             )
 
 
-def _guidance(recipe: Recipe) -> Found:
+def _guidance(recipe: Sections) -> Found:
     guidance = recipe.sample.guidance
     if isinstance(guidance, dict):
         yield from _unknown_slots(recipe, ("sample", "guidance"), list(guidance))
@@ -233,12 +261,13 @@ def _guidance(recipe: Recipe) -> Found:
             )
 
 
-def _guidance_options(recipe: Recipe) -> Found:
+def _guidance_options(recipe: Sections) -> Found:
     """Methods that cannot take the guidance, the sampler or the negatives that stand beside them."""
     sample, given = recipe.sample, recipe.sample.guidance_options
     path: KeyPath = ("sample", "guidance_options", "type")
-    if given.interval is not None and given.interval[0] > given.interval[1]:
-        yield ("sample", "guidance_options", "interval"), f"{list(given.interval)} does not rise"
+    interval = given.options.get("interval")
+    if isinstance(interval, list) and interval[0] > interval[1]:
+        yield ("sample", "guidance_options", "interval"), f"{interval} does not rise"
     negatives = [sample.negative] if isinstance(sample.negative, dict) else sample.negative or []
     for negative in negatives:
         yield from _unknown_slots(recipe, ("sample", "negative"), list(negative))
@@ -250,7 +279,7 @@ def _guidance_options(recipe: Recipe) -> Found:
         yield path, "perp-neg goes away from something: say what in sample.negative"
     if given.type == "autoguidance" and negatives:
         yield path, "autoguidance has no null that sample.negative could stand in for; remove one of the two"
-    own = recipe.autoencoder.from_ is None and recipe.init is None and not isinstance(recipe.autoencoder, Identity)
+    own = recipe.autoencoder.from_ is None and recipe.init is None and recipe.autoencoder.type != IDENTITY
     if given.type == "autoguidance" and own:
         yield path, "autoguidance needs the worse model's autoencoder: say autoencoder.from"
     if given.type == "plus-plus":
@@ -264,7 +293,17 @@ def _guidance_options(recipe: Recipe) -> Found:
             )
 
 
-def _redacted(recipe: Recipe) -> Found:
+def _losses(recipe: Sections) -> Found:
+    for name in recipe.losses:
+        if not SLOT.fullmatch(name):
+            suggestion = re.sub(r"[^a-z0-9_]", "_", name.lower())
+            yield (
+                ("losses", name),
+                f"a loss's name is a-z, 0-9 and '_', beginning with a letter; for example {suggestion}",
+            )
+
+
+def _redacted(recipe: Sections) -> Found:
     def walk(value: Any, path: KeyPath) -> Iterator[KeyPath]:
         if isinstance(value, dict):
             for key, inner in value.items():

@@ -1,60 +1,184 @@
-"""The parts of a recipe that plugins own: their options, checked against the constructors. Imports the components."""
+"""What a recipe chooses by name: where, of which kind, and whether its options are those of what the name stands for.
+
+The core's own components are known from `core_schema`, so that they are checked without torch; those of plugins are imported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ldmkit.errors import PluginError
-from ldmkit.messages import KeyPath, Problem, problems_of
+from ldmkit.messages import KeyPath, Problem, did_you_mean, problems_of, shown
 from ldmkit.plugins.catalog import Catalog
+from ldmkit.recipe import sections
 from ldmkit.recipe.base import Component
-from ldmkit.recipe.checks import TYPE
-from ldmkit.recipe.sections import Data, Metric, Sample, Slot
+from ldmkit.recipe.core_schema import COMPONENTS
+from ldmkit.recipe.training import Optimizer
 
 if TYPE_CHECKING:
     from ldmkit.plugins import Registry
-    from ldmkit.plugins.options import Options
-    from ldmkit.recipe.model import Recipe
 
-Site = tuple[KeyPath, dict[str, Any], Catalog, type[Component]]
-
-
-def problems(raw: dict[str, Any], registry: Registry) -> list[Problem]:
-    """Everything wrong with the options of components in a recipe as written. What the core finds wrong is passed over."""
-    found: list[Problem] = []
-    for path, given, catalog, section in _sites(raw, registry):
-        try:
-            loaded = catalog.load(given["type"])
-            options = catalog.options_of(loaded)
-        except PluginError as error:
-            found.append(_unusable(path, error))
-            continue
-        core = section.keys()
-        own = {key: value for key, value in given.items() if key not in core}
-        try:
-            options.read(own)
-        except ValidationError as error:
-            allowed = (*options.names(), *section.keys())
-            unlearned = _unlearned(error, loaded)
-            found += [
-                problem
-                for problem in problems_of(error, own, _allowed(allowed), path)
-                if problem.path[len(path) :] not in unlearned
-            ]
-    return found
+# A registered name, or `distribution:name` where two plugins claim one.
+TYPE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*:)?[a-z0-9]+(-[a-z0-9]+)*")
+TRAINED = ("autoencoders", "denoisers", "schedules", "distances", "weightings", "timestep_samplings")
 
 
-def unknown(raw: dict[str, Any], registry: Registry) -> list[Problem]:
+class Choice(NamedTuple):
+    """A place where a recipe names a component; `*` is any key or index. Without a catalog of its kind the core's are all."""
+
+    path: tuple[str, ...]
+    kind: str
+    section: type[Component]
+
+
+CHOICES = (
+    Choice(("data",), "data_sources", sections.Data),
+    Choice(("autoencoder",), "autoencoders", sections.Autoencoder),
+    Choice(("autoencoder", "train", "optimizer"), "optimizers", Optimizer),
+    Choice(("conditioners", "*"), "conditioners", sections.Slot),
+    Choice(("denoiser",), "denoisers", sections.Denoiser),
+    Choice(("diffusion", "schedule"), "schedules", sections.Schedule),
+    Choice(("diffusion", "loss"), "distances", sections.Distance),
+    Choice(("diffusion", "weighting"), "weightings", sections.Weighting),
+    Choice(("diffusion", "timestep_sampling"), "timestep_samplings", sections.TimestepSampling),
+    Choice(("losses", "*"), "losses", sections.ExtraLoss),
+    Choice(("train", "optimizer"), "optimizers", Optimizer),
+    Choice(("sample",), "samplers", sections.Sample),
+    Choice(("sample", "guidance_options"), "guidance", sections.Guidance),
+    Choice(("evaluate", "*"), "metrics", sections.Metric),
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One component that a recipe names: where, and what is written there."""
+
+    path: KeyPath
+    given: dict[str, Any]
+    choice: Choice
+
+    @property
+    def type(self) -> str:
+        field = self.choice.section.model_fields["type"]
+        return str(self.given.get("type", None if field.is_required() else field.default))
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What is written that is no key of the core's."""
+        core = self.choice.section.keys()
+        return {key: value for key, value in self.given.items() if key not in core}
+
+    def core_options(self) -> type[BaseModel] | None:
+        """The options of a component of the core."""
+        return COMPONENTS[self.choice.kind].get(self.type)
+
+    def catalog(self, registry: Registry) -> Catalog | None:
+        return registry.catalogs.get(self.choice.kind)
+
+
+def sites(raw: Mapping[str, Any]) -> Iterator[Site]:
+    """Every component that a recipe names with a name that can be one, those left out as their defaults."""
+    for choice in CHOICES:
+        for path, given in _found(choice.path, raw, ()):
+            site = Site(path, given, choice)
+            if isinstance(given.get("type", ""), str) and TYPE.fullmatch(site.type):
+                yield site
+
+
+def _found(path: tuple[str, ...], value: Any, at: KeyPath) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    if not path:
+        if isinstance(value, dict):
+            yield at, value
+        return
+    step, *rest = path
+    if step != "*":
+        # A section with defaults may be left out; one that trains a stage may not.
+        missing = None if step in ("train", "data", "autoencoder") else {}
+        if isinstance(value, dict):
+            yield from _found(tuple(rest), value.get(step, missing), (*at, step))
+        return
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _found(tuple(rest), inner, (*at, key))
+
+
+def problems(raw: Mapping[str, Any], registry: Registry | None) -> list[Problem]:
+    """Everything wrong with names and options of components. Without a registry, plugins' own are passed over."""
+    return [problem for site in sites(raw) for problem in _problems(site, registry)]
+
+
+def blocked(raw: Mapping[str, Any]) -> bool:
+    """Whether the options of what is trained are wrong, so that nothing can be said about how they go together."""
+    return any(_problems(site, None) for site in sites(raw) if site.choice.kind in (*TRAINED, "guidance"))
+
+
+def _problems(site: Site, registry: Registry | None) -> list[Problem]:
+    known = COMPONENTS[site.choice.kind]
+    catalog = None if registry is None else site.catalog(registry)
+    if catalog is None:
+        model = site.core_options()
+        if model is None and site.choice.kind not in _CLOSED:
+            return []  # a plugin's, which nobody has asked for yet
+        if model is None:
+            text = f"must be one of {', '.join(known)}, got {shown(site.type)}{did_you_mean(site.type, known)}"
+            return [Problem((*site.path, "type"), text)]
+        return _wrong(site, model, set())
+    try:
+        if (model := site.core_options()) is not None and catalog.entry(site.type).origin.core:
+            return _wrong(site, model, set())
+        loaded = catalog.load(site.type)
+        return _wrong(site, catalog.options_of(loaded), _unlearned(loaded))
+    except PluginError as error:
+        return [_unusable(site.path, error)]
+
+
+_CLOSED = ("distances", "weightings", "timestep_samplings")
+
+
+def _wrong(site: Site, model: type[BaseModel], unlearned: set[str]) -> list[Problem]:
+    try:
+        model.model_validate_json(json.dumps(site.own))
+    except ValidationError as error:
+        names = (*_names(model), *site.choice.section.keys())
+        found = problems_of(error, site.own, lambda path: _allowed(model, path, names, site.own), site.path)
+        missing = {
+            (*site.path, str(item["loc"][0]))
+            for item in error.errors()
+            if item["type"] == "missing" and len(item["loc"]) == 1 and item["loc"][0] in unlearned
+        }
+        return [problem for problem in found if problem.path not in missing]
+    return []
+
+
+def _allowed(model: type[BaseModel], path: KeyPath, names: tuple[str, ...], given: Any) -> tuple[str, ...]:
+    """The keys that the mapping at `path` inside the options may have."""
+    if not path:
+        return names
+    field = next((field for name, field in model.model_fields.items() if (field.alias or name) == path[0]), None)
+    arms = () if field is None else (field.annotation, *getattr(field.annotation, "__args__", ()))
+    inner = next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, BaseModel)), None)
+    return () if inner is None else _allowed(inner, path[1:], _names(inner), given)
+
+
+def _names(model: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(str(field.alias or name) for name, field in model.model_fields.items())
+
+
+def unknown(raw: Mapping[str, Any], registry: Registry) -> list[Problem]:
     """The names that nobody registered. Imports nothing."""
     found: list[Problem] = []
-    for path, given, catalog, _ in _sites(raw, registry):
+    for site in sites(raw):
         try:
-            catalog.entry(given["type"])
+            if (catalog := site.catalog(registry)) is not None:
+                catalog.entry(site.type)
         except PluginError as error:
-            found.append(_unusable(path, error))
+            found.append(_unusable(site.path, error))
     return found
 
 
@@ -63,37 +187,52 @@ def _unusable(path: KeyPath, error: PluginError) -> Problem:
     return Problem((*path, "type"), error.message + hint, plugin=True)
 
 
-def completed(recipe: Recipe, registry: Registry) -> Recipe:
-    """A copy with every default of every component written out. `problems` must have found none."""
-    copy = recipe.model_copy(deep=True)
-    raw = {
-        "data": copy.data,
-        "conditioners": copy.conditioners,
-        "sample": copy.sample,
-        "evaluate": copy.evaluate,
-    }
-    for path, _, catalog, _ in _sites(recipe.resolved(redact=False), registry):
-        section: Any = raw
-        for step in path:
-            section = section[step]
-        loaded = catalog.load(section.type)
-        section.__pydantic_extra__ = complete_options(catalog.options_of(loaded), section.options)
-        if isinstance(section, Data):
-            for key, value in getattr(loaded, "view_defaults", {}).items():
+def complete(recipe: sections.Sections, registry: Registry | None) -> None:
+    """Writes every default of every component into the recipe. `problems` must have found none.
+
+    What a trained model decides (`init`, `autoencoder.from`) stays open. Without a registry, plugins' own stay as they are.
+    """
+    for site in sites(recipe.document.value):
+        if _decided_elsewhere(recipe, site):
+            continue
+        section: Any = recipe
+        for step in site.path:
+            section = section[step] if isinstance(section, dict | list) else getattr(section, str(step))
+        catalog = None if registry is None else site.catalog(registry)
+        model = site.core_options()
+        if catalog is not None and (model is None or not catalog.entry(site.type).origin.core):
+            model = catalog.options(site.type)
+        if model is not None:
+            section.__pydantic_extra__ = complete_options(model, section.options)
+        if catalog is not None and isinstance(section, sections.Data):
+            for key, value in getattr(catalog.load(site.type), "view_defaults", {}).items():
                 if key not in section.model_fields_set:
                     setattr(section, key, value)
-    return copy
 
 
-def complete_options(options: type[Options], given: dict[str, Any]) -> dict[str, Any]:
+def _decided_elsewhere(recipe: sections.Sections, site: Site) -> bool:
+    if site.path == ("autoencoder",):
+        return recipe.autoencoder.from_ is not None
+    return recipe.init is not None and site.choice.kind in TRAINED
+
+
+def complete_options(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` and the defaults, as JSON values; what `fit` has still to learn is left out."""
     try:
-        return options.read(given).plain()
+        made = model.model_validate_json(json.dumps(given))
+        return made.model_dump(mode="json", by_alias=True, warnings=False)
     except ValidationError:
-        defaults = options.model_construct().plain()
+        defaults = model.model_construct().model_dump(mode="json", by_alias=True, warnings=False)
         return {
-            name: given.get(name, defaults.get(name)) for name in options.names() if name in given or name in defaults
+            name: given.get(name, defaults.get(name)) for name in _names(model) if name in given or name in defaults
         }
+
+
+def option_names(site_path: KeyPath, type_: str, registry: Registry) -> tuple[str, ...]:
+    """The options of what a recipe may name as `type_` at a place."""
+    choice = next(choice for choice in CHOICES if choice.path == site_path)
+    model = COMPONENTS[choice.kind].get(type_)
+    return _names(registry.catalogs[choice.kind].options(type_) if model is None else model)
 
 
 def learns(component: Any) -> bool:
@@ -101,30 +240,7 @@ def learns(component: Any) -> bool:
     return sum("fit" in vars(base) for base in getattr(component, "__mro__", ())) > 1
 
 
-def _unlearned(error: ValidationError, loaded: Any) -> set[KeyPath]:
-    if not learns(loaded):
-        return set()
-    return {item["loc"] for item in error.errors() if item["type"] == "missing" and len(item["loc"]) == 1}
+def _unlearned(loaded: Any) -> set[str]:
+    from ldmkit.plugins.options import declared
 
-
-def _allowed(names: tuple[str, ...]) -> Any:
-    return lambda path: names if not path else ()
-
-
-def _sites(raw: dict[str, Any], registry: Registry) -> Iterator[Site]:
-    """Every component of a recipe whose `type` can be looked up."""
-    candidates: list[tuple[KeyPath, Any, Catalog, type[Component]]] = [
-        (("data",), raw.get("data"), registry.data_sources, Data)
-    ]
-    slots = raw.get("conditioners", {})
-    for slot, given in slots.items() if isinstance(slots, dict) else ():
-        candidates.append((("conditioners", slot), given, registry.conditioners, Slot))
-    sample = raw.get("sample", {})
-    if isinstance(sample, dict):
-        candidates.append((("sample",), {"type": "ddim", **sample}, registry.samplers, Sample))
-    metrics = raw.get("evaluate", [])
-    for index, given in enumerate(metrics if isinstance(metrics, list) else ()):
-        candidates.append((("evaluate", index), given, registry.metrics, Metric))
-    for path, given, catalog, section in candidates:
-        if isinstance(given, dict) and isinstance(given.get("type"), str) and TYPE.fullmatch(given["type"]):
-            yield path, given, catalog, section
+    return {name for name, _, default in declared(loaded) if default is ...} if learns(loaded) else set()

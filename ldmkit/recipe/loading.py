@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ldmkit.errors import RecipeError
 from ldmkit.messages import KeyPath, did_you_mean
+from ldmkit.recipe.components import CHOICES, Choice
 from ldmkit.recipe.model import Recipe, mark_of
-from ldmkit.recipe.objective import AnySchedule
-from ldmkit.recipe.sections import AnyAutoencoder, Data, Sample, Slot
 from ldmkit.recipe.strict_yaml import Document, Mark, parse, parse_file, scalar
 
 if TYPE_CHECKING:
@@ -131,36 +130,33 @@ def merged(base: Any, over: Any, path: KeyPath = ()) -> Any:
     return result
 
 
-def _default_type(path: KeyPath) -> str | None:
-    match path:
-        case ("conditioners", str(slot)):
-            return slot.replace("_", "-")
-        case ("autoencoder",):
-            return "vq"
-        case ("diffusion", "schedule"):
-            return "linear"
-        case ("sample",):
-            return "ddim"
+def _choice(path: KeyPath) -> Choice | None:
+    """What is chosen at this place of a recipe."""
+    for choice in CHOICES:
+        if len(choice.path) == len(path) and all(a in (b, "*") for a, b in zip(choice.path, path, strict=True)):
+            return choice
     return None
+
+
+def _default_type(path: KeyPath) -> str | None:
+    """The type that a section has where none is written."""
+    if (choice := _choice(path)) is None:
+        return None
+    if choice.path[0] in ("conditioners", "losses"):
+        return str(path[-1]).replace("_", "-")
+    field = choice.section.model_fields["type"]
+    return None if field.is_required() else str(field.default)
 
 
 def _shared(path: KeyPath) -> Sequence[str]:
     """The keys that a section keeps when its type changes."""
-    match path:
-        case ("data",):
-            return Data.keys()
-        case ("conditioners", str()):
-            return Slot.keys()
-        case ("sample",):
-            return Sample.keys()
-        case ("autoencoder",):
-            return (*AnyAutoencoder.keys(), *AUTOENCODER_KEYS)
-        case ("diffusion", "schedule"):
-            return AnySchedule.keys()
-    return ()
+    choice = _choice(path)
+    if choice is None:
+        return ()
+    return (*choice.section.keys(), *AUTOENCODER_KEYS) if choice.kind == "autoencoders" else choice.section.keys()
 
 
-AUTOENCODER_KEYS = ("loss", "downsample", "channels", "multipliers", "blocks", "resolution")
+AUTOENCODER_KEYS = ("downsample", "channels", "multipliers", "blocks", "resolution")
 
 
 def _overridden(document: Document, overrides: list[str]) -> Document:

@@ -5,50 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from pydantic import Field, PrivateAttr, Tag, ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from ldmkit.errors import LdmkitError, PluginError, RecipeError
 from ldmkit.messages import KeyPath, Problem, problems_of, shown
 from ldmkit.recipe import components, dump
-from ldmkit.recipe.base import Section, Share
+from ldmkit.recipe.base import Section
 from ldmkit.recipe.checks import cross_checks
-from ldmkit.recipe.objective import Diffusion
-from ldmkit.recipe.sections import Autoencoder, Data, Denoiser, Init, Metric, Sample, Slot
+from ldmkit.recipe.json_schema import json_schema
+from ldmkit.recipe.sections import Sections
 from ldmkit.recipe.strict_yaml import Document, Mark
-from ldmkit.recipe.training import Runtime, Train
 
 if TYPE_CHECKING:
     from ldmkit.plugins import Registry
 
 SCHEMA = 1
-CHOICES = ("schedule", "loss", "weighting", "timestep_sampling")  # a name, or a mapping with `type`
 
 
-class Recipe(Section):
-    """A recipe whose core sections are valid. `validate_components` looks at what plugins own.
+class Recipe(Sections):
+    """A recipe whose sections, and the core's own components in them, are valid. `validate_components` looks at what plugins own.
 
     `load` and `Recipe.parse` make one; `resolved` gives every default.
     """
 
-    schema_: Literal[1] = Field(1, alias="schema")
-    name: str
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    init: Init | None = None
-    data: Data
-    autoencoder: Autoencoder
-    conditioners: dict[str, Slot] = Field(default_factory=dict)
-    dropout: dict[str, Share] | None = None
-    denoiser: Denoiser = Field(default_factory=Denoiser)
-    diffusion: Diffusion = Field(default_factory=Diffusion)
-    train: Train
-    sample: Sample = Field(default_factory=Sample)
-    evaluate: list[Metric] = Field(default_factory=list)
-    runtime: Runtime = Field(default_factory=Runtime)
-
-    _document: Document = PrivateAttr(default_factory=lambda: Document({}))
     _source: Path | None = PrivateAttr(default=None)
+    _registry: Any = PrivateAttr(default=None)  # with which its components were validated
 
     @classmethod
     def parse(
@@ -64,24 +47,20 @@ class Recipe(Section):
         document = Document(normalised(document.value), document.marks)
         refuse_newer_schema(document)
         recipe, problems = _validated(document)
-        if recipe is not None:
-            recipe._source = source
-            problems += cross_checks(recipe)
-        if registry is not None:
+        if isinstance(document.value, dict):
             problems += components.problems(document.value, registry)
+            if recipe is not None and not components.blocked(document.value):
+                problems += cross_checks(recipe)
         if problems or recipe is None:
             raise failure(problems, document)
-        return recipe if registry is None else components.completed(recipe, registry)
+        components.complete(recipe, registry)
+        recipe._source, recipe._registry = source, registry
+        return recipe
 
     @property
     def source(self) -> Path | None:
         """The file it was read from."""
         return self._source
-
-    @property
-    def document(self) -> Document:
-        """What was written, after `extends` and overrides, with the place of every key."""
-        return self._document
 
     def where(self, *path: str | int) -> str:
         """The place of a key, or of the nearest mapping around it: `recipe.yaml:3:5`."""
@@ -93,10 +72,13 @@ class Recipe(Section):
         return RecipeError(f"{key}: {message}", hint=hint, where=self.where(*path))
 
     def validate_components(self, registry: Registry) -> Recipe:
-        """The recipe with the options of its components validated and their defaults written out. Imports the components.
+        """The recipe with the options of its components validated and their defaults written out. Imports plugins' components.
 
-        Raises RecipeError or PluginError listing every problem.
+        A recipe that was validated with this registry is returned as it is. Raises RecipeError or PluginError listing every
+        problem.
         """
+        if self._registry is registry:
+            return self
         return type(self).parse(self._document, source=self._source, registry=registry)
 
     def require_components(self, registry: Registry) -> None:
@@ -105,7 +87,8 @@ class Recipe(Section):
             raise failure(problems, self._document)
 
     def updated(self, changes: Mapping[str, Any]) -> Recipe:
-        """A recipe with values replaced: `updated({"conditioners.class.classes": [...]})`. Validated again; places are kept."""
+        """A recipe with values replaced: `updated({"conditioners.class.classes": [...]})`. Validated as this one was; places are
+        kept."""
         value = self.resolved(redact=False)
         for key, change in changes.items():
             *parents, last = key.split(".")
@@ -113,7 +96,8 @@ class Recipe(Section):
             for parent in parents:
                 inner = inner.setdefault(parent, {})
             inner[last] = change
-        return type(self).parse(Document(value, self._document.marks), source=self._source)
+        document = Document(value, self._document.marks)
+        return type(self).parse(document, source=self._source, registry=self._registry)
 
     def resolved(self, *, redact: bool = True) -> dict[str, Any]:
         """JSON values with every default. `redact` hides secrets."""
@@ -126,6 +110,7 @@ class Recipe(Section):
         if self.init is not None:
             value["denoiser"] = self.denoiser.model_dump(mode="json", by_alias=True, exclude_unset=True)
             value["diffusion"] = self.diffusion.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        _shortened(value)
         return dump.redacted(value) if redact else value
 
     def to_yaml(self, *, redact: bool = True) -> str:
@@ -135,16 +120,7 @@ class Recipe(Section):
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The JSON schema of recipe files, for editors."""
-        schema = cls.model_json_schema(by_alias=True)
-        properties = schema["properties"]
-        properties["extends"] = {"type": "string", "description": "A recipe to build on: a file or a bundled name."}
-        properties["evaluate"]["items"] = {"anyOf": [{"type": "string"}, properties["evaluate"]["items"]]}
-        schema["$defs"]["Slot"]["required"] = []
-        schema["required"] = []  # a recipe that extends another one may leave everything to it
-        for section in (Data, Slot, Sample, Metric):
-            schema["$defs"][section.__name__]["additionalProperties"] = True
-        schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-        return schema
+        return json_schema(cls)
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same; where it was written does not count."""
@@ -152,22 +128,37 @@ class Recipe(Section):
 
 
 def normalised(raw: Any) -> Any:
-    """The short forms written out: a slot's type, an empty slot, a metric or a loss given by its name."""
+    """The short forms written out: a component given by its name, an empty slot, a slot's or a loss's type."""
     if not isinstance(raw, dict):
         return raw
     raw = dict(raw)
     if isinstance(init := raw.get("init"), dict) and isinstance(init.get("from"), str):
         raw["autoencoder"] = _started(raw.get("autoencoder", {}), init["from"])
-    if isinstance(slots := raw.get("conditioners"), dict):
-        raw["conditioners"] = {slot: _slot(slot, value) for slot, value in slots.items()}
-    if isinstance(metrics := raw.get("evaluate"), list):
-        raw["evaluate"] = [{"type": metric} if isinstance(metric, str) else metric for metric in metrics]
-    if isinstance(diffusion := raw.get("diffusion"), dict):
-        named = {key: {"type": diffusion[key]} for key in CHOICES if isinstance(diffusion.get(key), str)}
-        raw["diffusion"] = {**diffusion, **named}
-    if isinstance(sample := raw.get("sample"), dict) and isinstance(sample.get("guidance_options"), str):
-        raw["sample"] = {**sample, "guidance_options": {"type": sample["guidance_options"]}}
+    for section in ("conditioners", "losses"):
+        if isinstance(slots := raw.get(section), dict):
+            raw[section] = {slot: _slot(slot, value) for slot, value in slots.items()}
+    for choice in components.CHOICES:
+        raw = _named(raw, choice.path)
     return raw
+
+
+def _named(value: Any, path: tuple[str, ...]) -> Any:
+    """`value` with `{type: name}` for a name at `path`; what is on the way is copied."""
+    if not path:
+        return {"type": value} if isinstance(value, str) else value
+    step, *rest = path
+    if isinstance(value, list) and step == "*":
+        return [_named(inner, tuple(rest)) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _named(inner, tuple(rest)) if step in (key, "*") else inner for key, inner in value.items()}
+
+
+def _shortened(resolved: dict[str, Any]) -> None:
+    """An optimizer without options is its name."""
+    for stage in (resolved["train"], resolved["autoencoder"].get("train")):
+        if stage and isinstance(named := stage.get("optimizer"), dict) and list(named) == ["type"]:
+            stage["optimizer"] = named["type"]
 
 
 def _started(autoencoder: Any, init: str) -> Any:
@@ -233,45 +224,29 @@ def place(path: KeyPath, document: Document) -> str:
 
 
 def keys_at(path: KeyPath, raw: Any) -> tuple[str, ...]:
-    """The keys that the mapping at `path` may have; of a section with several types, those of the type that `raw` names."""
+    """The keys that the mapping at `path` may have."""
     annotation: Any = Recipe
-    value = raw
     for step in path:
-        model = _model(annotation, value)
+        model = _model(annotation)
         if model is None:
             origin = get_origin(annotation)
             annotation = get_args(annotation)[-1 if origin is dict else 0] if origin in (dict, list) else None
         else:
             annotation = next((hint for key, hint in _hints(model) if key == step), None)
-        value = _child(value, step)
-    model = _model(annotation, value)
+    model = _model(annotation)
     extra = ("extends",) if model is Recipe else ()
     return () if model is None else (*model.keys(), *extra)
-
-
-def _child(value: Any, step: str | int) -> Any:
-    if isinstance(value, dict):
-        return value.get(step)
-    return value[step] if isinstance(value, list) and isinstance(step, int) else None
 
 
 def _hints(model: type[Section]) -> list[tuple[str, Any]]:
     return [(field.alias or name, field.annotation) for name, field in model.model_fields.items()]
 
 
-def _model(annotation: Any, value: Any) -> type[Section] | None:
-    """The section that an annotation stands for: itself, the one beside None, or the one whose tag is the value's type."""
+def _model(annotation: Any) -> type[Section] | None:
+    """The section that an annotation stands for: itself, or the one beside None."""
     while hasattr(annotation, "__metadata__"):
         annotation = annotation.__origin__
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    tagged: dict[Any, type[Section]] = {_tag(arm): arm.__origin__ for arm in get_args(annotation) if _tag(arm)}
-    if tagged:
-        kind = value.get("type") if isinstance(value, dict) else None
-        return tagged.get(kind, next(iter(tagged.values())))
     arms = [arm for arm in get_args(annotation) if isinstance(arm, type) and issubclass(arm, Section)]
     return arms[0] if len(arms) == 1 and get_origin(annotation) not in (dict, list) else None
-
-
-def _tag(annotation: Any) -> str | None:
-    return next((part.tag for part in getattr(annotation, "__metadata__", ()) if isinstance(part, Tag)), None)

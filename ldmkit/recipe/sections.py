@@ -1,26 +1,16 @@
-"""The sections of a recipe as pydantic models. Their keys are the constructors' parameters; a test holds the two together."""
+"""The sections of a recipe: the keys that the core reads. The other keys are options of what `type` names (`core_schema`)."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, PrivateAttr
 
-from ldmkit.recipe.base import (
-    Above,
-    Component,
-    Count,
-    NotNegative,
-    PerLevel,
-    Positive,
-    Section,
-    Share,
-    type_of,
-)
-from ldmkit.recipe.guiding import GuidanceOptions, PlainGuidance
-from ldmkit.recipe.training import AutoencoderTrain
-
-Portion = Annotated[float, Field(gt=0.0, le=1.0)]
+from ldmkit.plugins.ranges import Above, Count, NotNegative, Positive, Share
+from ldmkit.recipe.base import Component, Section
+from ldmkit.recipe.core_schema import AutoencoderLoss, DataKeys, DiffusionKeys, ScheduleKeys
+from ldmkit.recipe.strict_yaml import Document
+from ldmkit.recipe.training import AutoencoderTrain, Runtime, Train
 
 
 class Init(Section):
@@ -30,16 +20,7 @@ class Init(Section):
     weights: Literal["ema", "raw"] = "ema"
 
 
-class Jitter(Section):
-    """Colours drawn for each view, as torchvision's `ColorJitter` counts: factors in [1 - x, 1 + x], hue in turns."""
-
-    brightness: Share = 0.0
-    contrast: Share = 0.0
-    saturation: Share = 0.0
-    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
-
-
-class Data(Component):
+class Data(DataKeys, Component):
     """Where samples come from (`type` names a data source) and how pictures are cut.
 
     What is left out of `crop`, `flip`, `views`, `zoom`, `portion` and `resample` is the source's own default.
@@ -51,129 +32,28 @@ class Data(Component):
     their own colours.
     """
 
-    type: str
-    size: Positive | tuple[Positive, Positive]
-    channels: Literal[1, 3] | None = None
-    crop: Literal["center", "random"] = "center"
-    flip: bool = False
-    views: Positive | None = 1
-    zoom: tuple[Above, Above] | None = None
-    portion: tuple[Portion, Portion] | None = None
-    resample: Literal["bicubic", "area"] = "bicubic"
-    jitter: Jitter | None = None
-    buckets: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] | None = None
-
     @property
     def shape(self) -> tuple[int, int]:
         """(h, w) in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
-class Perceptual(Section):
-    """LPIPS (Zhang et al. 2018). `weights` names where the backbone's come from: `random` needs no download."""
+class Autoencoder(Component):
+    """Stage one. `type` names an autoencoder; `from`: reuse a trained one, from a run or a saved model.
 
-    net: Literal["alex", "vgg", "squeeze"] = "vgg"
-    weights: str = "imagenet"
-    weight: NotNegative = 1.0
+    `scale`: latents are divided by their standard deviation, over all channels or `per-channel`, or multiplied with a number.
+    """
 
-
-class Adversarial(Section):
-    """The patch discriminator (Isola et al. 2017), from step `start` on."""
-
-    start: Count = 0
-    weight: NotNegative = 0.5
-    factor: NotNegative = 1.0
-    layers: Positive = 3
-    channels: Positive = 64
-    norm: Literal["batch", "group", "none"] = "batch"
-    loss: Literal["hinge", "vanilla"] = "hinge"
-    r1: NotNegative = 0.0
-    lecam: NotNegative = 0.0
-    lecam_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
-
-
-class AutoencoderLoss(Section):
-    """What the autoencoder is trained on."""
-
-    pixel: Literal["l1", "l2"] = "l1"
-    reduction: Literal["mean", "sum"] = "mean"
-    perceptual: Perceptual | None = None
-    adversarial: Adversarial | None = None
-    kl: NotNegative = 1e-6
-    codebook: NotNegative = 1.0
-    learn_logvar: bool = False
-    logvar: float = 0.0
-
-
-class AnyAutoencoder(Section):
-    """The keys that every autoencoder has. `from`: reuse a trained one, from a run or a saved model."""
-
-    type: str
+    type: str = "vq"
     from_: str | None = Field(None, alias="from")
     scale: Literal["std", "per-channel"] | Above = "std"
     train: AutoencoderTrain | None = None
-
-
-class Identity(AnyAutoencoder):
-    """Diffusion on pixels."""
-
-    type: Literal["identity"] = "identity"
-    image_channels: Positive | None = None
-
-    @property
-    def factor(self) -> int:
-        return 1
-
-
-class Convolutional(AnyAutoencoder):
-    """What VQ and KL autoencoders share.
-
-    `shortcut`: a linear map beside encoder and decoder, for short training on few pictures.
-    """
-
-    downsample: Literal[1, 2, 4, 8, 16, 32] = 4
-    image_channels: Positive | None = None
-    channels: Positive = 128
-    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
-    blocks: Positive = 2
-    latent_channels: Positive = 3
-    attention: tuple[Positive, ...] = ()
-    attention_type: Literal["none", "vanilla", "linear"] = "vanilla"
-    middle_attention: bool = False
-    resolution: Positive = 256
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    pad: bool = False
-    groups: Positive | None = None
-    shortcut: bool = False
     loss: AutoencoderLoss = Field(default_factory=AutoencoderLoss)
-
-    @property
-    def factor(self) -> int:
-        return self.downsample
-
-
-class KL(Convolutional):
-    type: Literal["kl"] = "kl"
-
-
-class VQ(Convolutional):
-    type: Literal["vq"] = "vq"
-    codebook: Positive = 8192
-    commitment: NotNegative = 0.25
-    swapped: bool = False
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    revive: Positive | None = None
-
-
-Autoencoder = Annotated[
-    Annotated[VQ, Tag("vq")] | Annotated[KL, Tag("kl")] | Annotated[Identity, Tag("identity")], type_of("vq")
-]
 
 
 class Slot(Component):
     """A conditioner in a recipe. Left out, `type` is the slot's name with `_` read as `-`."""
 
-    type: str
     fields_: dict[str, str] = Field(default_factory=dict, alias="fields")
     dropout: Share = 0.1
     lr: NotNegative | None = None
@@ -181,37 +61,59 @@ class Slot(Component):
     freeze: bool | Count = False
 
 
-class Variant(Section):
-    """What some released models do differently."""
+class Denoiser(Component):
+    """The network that predicts. What comes in and out of it follows from the autoencoder and the conditioners."""
 
-    scale_shift: bool = False
-    resample_blocks: bool = False
-    linear_projection: bool = False
-    self_transformer: bool = False
-    plain_attention: bool = False
-    groups: Positive | None = None
-    classes: Positive | None = None
-    checkpoint: bool = False
+    type: str = "unet"
 
 
-class Denoiser(Section):
-    """The UNet. Its channels in and out and its token width follow from the autoencoder and the conditioners."""
+class Schedule(ScheduleKeys, Component):
+    """The noise schedule: a name, or a mapping of `type` and options."""
 
-    type: Literal["unet"] = "unet"
-    channels: Positive = 32
-    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4)
-    blocks: PerLevel = 2
-    attention: tuple[Positive, ...] = (2, 4)
-    heads: PerLevel | None = None
-    head_width: PerLevel | None = None
-    transformer_depth: PerLevel = 1
-    dropout: Share = 0.0
-    variant: Variant = Field(default_factory=Variant)
+    type: str = "linear"
 
-    @property
-    def factor(self) -> int:
-        """The latent's sides are multiples of it."""
-        return int(2 ** (len(self.multipliers) - 1))
+
+class Distance(Component):
+    """How far a prediction is from its target: a name, or a mapping of `type` and options."""
+
+    type: str = "l2"
+
+
+class Weighting(Component):
+    """How much each noise level counts: a name, or a mapping of `type` and options."""
+
+    type: str = "simple"
+
+
+class TimestepSampling(Component):
+    """Which timesteps are trained on: a name, or a mapping of `type` and options."""
+
+    type: str = "uniform"
+
+
+class Diffusion(DiffusionKeys):
+    """What is learned."""
+
+    schedule: Schedule = Field(default_factory=Schedule)
+    loss: Distance = Field(default_factory=Distance)
+    weighting: Weighting = Field(default_factory=Weighting)
+    timestep_sampling: TimestepSampling = Field(default_factory=TimestepSampling)
+
+
+class ExtraLoss(Component):
+    """A term beside a stage's own loss. Left out, `type` is the term's name with `_` read as `-`.
+
+    `weight`: what the term is multiplied with. `until`: the optimizer step from which on it is left out.
+    """
+
+    weight: float = 1.0
+    until: Positive | None = None
+
+
+class Guidance(Component):
+    """A method of guidance: a name, or a mapping of `type` and options."""
+
+    type: str = "plain"
 
 
 class Sample(Component):
@@ -225,7 +127,7 @@ class Sample(Component):
     steps: Positive = 50
     count: Positive = 16
     guidance: float | dict[str, float] | str = 1.0
-    guidance_options: GuidanceOptions = Field(default_factory=PlainGuidance)
+    guidance_options: Guidance = Field(default_factory=Guidance)
     negative: dict[str, Any] | list[dict[str, Any]] | None = None
     seed: Count = 0
 
@@ -233,4 +135,29 @@ class Sample(Component):
 class Metric(Component):
     """One entry of `evaluate`; a name alone stands for `{type: name}`."""
 
-    type: str
+
+class Sections(Section):
+    """All sections of a recipe, and the document they were read from."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    init: Init | None = None
+    data: Data
+    autoencoder: Autoencoder
+    conditioners: dict[str, Slot] = Field(default_factory=dict)
+    dropout: dict[str, Share] | None = None
+    denoiser: Denoiser = Field(default_factory=Denoiser)
+    diffusion: Diffusion = Field(default_factory=Diffusion)
+    losses: dict[str, ExtraLoss] = Field(default_factory=dict)
+    train: Train
+    sample: Sample = Field(default_factory=Sample)
+    evaluate: list[Metric] = Field(default_factory=list)
+    runtime: Runtime = Field(default_factory=Runtime)
+
+    _document: Document = PrivateAttr(default_factory=lambda: Document({}))
+
+    @property
+    def document(self) -> Document:
+        """What was written, after `extends` and overrides, with the place of every key."""
+        return self._document

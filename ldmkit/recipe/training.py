@@ -6,9 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldmkit.recipe.base import Above, Count, NotNegative, PerLevel, Positive, Section
+from ldmkit.plugins.ranges import Above, Count, Decay, NotNegative, Positive
+from ldmkit.recipe.base import Component, Section
+from ldmkit.recipe.core_schema import RuntimeKeys
 
-Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+PerCycle = Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
 Width = Annotated[float, Field(gt=0.0, lt=0.2886)]  # 1 / sqrt(12): the width of a flat average over all steps
 
 
@@ -25,7 +27,7 @@ class LambdaSchedule(Section):
     start: NotNegative | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = 1e-6
     high: NotNegative | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = 1.0
     low: NotNegative | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = 1.0
-    length: PerLevel = 10_000_000_000_000
+    length: PerCycle = 10_000_000_000_000
 
     @model_validator(mode="after")
     def _cycles(self) -> Self:
@@ -50,6 +52,12 @@ class PostHoc(Section):
     every: Positive = 500
 
 
+class Optimizer(Component):
+    """What moves the weights: a name, or a mapping of `type` and options. It gets `betas` and `weight_decay` beside them."""
+
+    type: str = "adamw"
+
+
 class Train(Section):
     """How one stage is trained. All intervals are in optimizer steps.
 
@@ -61,7 +69,7 @@ class Train(Section):
     batch: Positive = 64
     lr: Above = 1e-3
     scale_lr: bool = False
-    optimizer: Literal["adamw", "adam", "adamw-8bit"] = "adamw"
+    optimizer: Optimizer = Field(default_factory=Optimizer)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: NotNegative | None = 0.01
     warmup: Count = 0
@@ -84,9 +92,9 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.optimizer == "adam" and "weight_decay" not in self.model_fields_set:
+        if self.optimizer.type == "adam" and "weight_decay" not in self.model_fields_set:
             self.weight_decay = None
-        if self.optimizer == "adam" and self.weight_decay:
+        if self.optimizer.type == "adam" and self.weight_decay:
             raise ValueError(f"optimizer adam decays no weights, and weight_decay is {self.weight_decay:g}; take adamw")
         if self.lr_schedule is not None and (self.warmup or self.decay != "constant"):
             raise ValueError(f"{self.lr_schedule.type} has its own warm-up and decay; leave out warmup and decay")
@@ -115,28 +123,13 @@ class AutoencoderTrain(Train):
         return self
 
 
-class Runtime(Section):
+class Runtime(RuntimeKeys):
     """Where, how fast and in which precision; it changes no random draw.
 
-    `tf32`: matrix products of a CUDA device in TensorFloat-32. `channels_last`: convolutions see their channels last in memory.
-    `checkpointing`: the denoiser's activations are computed again in the backward pass: less memory, about a third more time.
-    `deterministic`: a CUDA device gives the same bits in every run, for some of its speed; a CPU does so anyway.
     `distributed`: what several processes hold: `ddp` a copy each, `fsdp` a shard each of the diffusion model; `auto` is `ddp`.
-    `workers`: processes that read and prepare data; 0 is none, `auto` one for each core beside the first, at most 2.
-    `worker_timeout`: seconds without a batch after which a data worker counts as hung.
     `trackers`: where the numbers go besides `metrics.jsonl` and TensorBoard: wandb, mlflow, trackio, whatever Accelerate has.
     """
 
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    tf32: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    checkpointing: bool = False
-    deterministic: bool = False
     distributed: Literal["auto", "ddp", "fsdp"] = "auto"
-    workers: Count | Literal["auto"] = 0
-    worker_timeout: Positive = 300
-    threads: Positive | None = None
     cache: str = "auto"
     trackers: tuple[str, ...] = ()

@@ -106,7 +106,7 @@ def _checkpoint(folder: Path, which: Which) -> Checkpoint:
 def _model(folder: Path, found: Checkpoint, weights: str, registry: Registry | None) -> LatentDiffusion:
     """The model that the checkpoint's manifest describes, with its weights and those of the finished first stage."""
     from ldmkit import plugins
-    from ldmkit.assembly import plugin_files, restore
+    from ldmkit.assembly import plugin_files, require_parts, restore
     from ldmkit.errors import CheckpointError
     from ldmkit.training.checkpointing.checkpoints import Checkpoints
 
@@ -114,7 +114,8 @@ def _model(folder: Path, found: Checkpoint, weights: str, registry: Registry | N
     if "model" not in described:
         raise CheckpointError(f"{found.path} does not say what its model is", hint="finish the run: ldmkit run")
     config = {**described["model"], "conditioners": described["conditioners"], "dropout": described["dropout"]}
-    registry = registry or plugins.load(files=plugin_files(config["conditioners"]))
+    registry = registry or plugins.load(files=plugin_files(config))
+    require_parts(config, registry)
     tensors = found.tensors("model")
     if weights == "ema" and found.has("ema"):
         tensors |= found.tensors("ema")

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from ldmkit import random
-from ldmkit.assembly import build, datasets, fit, learned_options
+from ldmkit.assembly import build, datasets, extra_losses, fit, learned_options
 from ldmkit.autoencoder import AutoencoderLoss, make_loss
 from ldmkit.data import Dataset
 from ldmkit.errors import DataError, RecipeError
 from ldmkit.evaluation import Results
 from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.losses import AutoencoderTerm, DiffusionTerm, ExtraLosses
 from ldmkit.plugins import Registry
-from ldmkit.recipe import Recipe
+from ldmkit.recipe import Recipe, Train
 from ldmkit.runs.completion import evaluate_model, save_model
 from ldmkit.runs.directory import RunDirectory, learned
 from ldmkit.runs.pretrained import keep_frozen, start_trained
@@ -39,7 +40,7 @@ from ldmkit.training.logging.bad_samples import BadSamples
 from ldmkit.training.logging.console import Console
 from ldmkit.training.logging.log import Log, Observer
 from ldmkit.training.logging.trackers import Trackers
-from ldmkit.training.optim import Group
+from ldmkit.training.optim import Group, Made
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.probe import probe
 from ldmkit.training.stop import Stop
@@ -191,15 +192,15 @@ class Stages:
         return recipe
 
     def _completed(self, known: Mapping[str, Any]) -> Recipe:
-        return self.recipe.updated(known).validate_components(self.registry) if known else self.recipe
+        return self.recipe.updated(known) if known else self.recipe
 
     def _model(self) -> LatentDiffusion:
         model = build(self.recipe, self.registry)
         model.slots |= {name: slot.with_fitted(self.learned.get(name, {})) for name, slot in model.slots.items()}
         # What each conditioner is, for whoever finds a checkpoint alone: origin, options, what `fit` learned, hashes.
         self.facts |= {"conditioners": model.config["conditioners"], "dropout": model.config["dropout"]}
-        parts = ("size", "autoencoder", "denoiser", "diffusion", "sampling")
-        self.facts |= {"model": {name: model.config[name] for name in parts}}
+        parts = ("size", "autoencoder", "denoiser", "diffusion", "sampling", "origins")
+        self.facts |= {"model": {name: model.config[name] for name in parts if name in model.config}}
         if self.checkpoints("diffusion").newest() is None:  # a run that has begun its last stage has weights of its own
             start_trained(model, self.recipe, self.registry, self.ranks, self.console.note)
         keep_frozen(model, self.checkpoints("frozen"))
@@ -252,6 +253,8 @@ class Stages:
                 runtime=self.runtime,
                 pictures=pictures.reconstructions,
                 ranks=self.ranks,
+                optimizer=self._optimizer(settings),
+                extra=extra_losses(self.recipe, self.registry, AutoencoderTerm, model),
             )
         elif any(True for _ in model.autoencoder.parameters()) and not (
             self.recipe.autoencoder.from_ or self.recipe.init
@@ -314,7 +317,8 @@ class Stages:
         checkpoints = self.checkpoints("diffusion", self.recipe.train.keep)
         self._say_resumed(checkpoints, "diffusion")
         self.directory.write_status("running", stage="diffusion", steps=self.recipe.train.steps)
-        return second.train_diffusion(
+        model.extra = extra_losses(self.recipe, self.registry, DiffusionTerm, model)
+        state = second.train_diffusion(
             model,
             train,
             validation,
@@ -329,7 +333,18 @@ class Stages:
             pictures=Previews(self.directory.path, model, validation, self.recipe, self.log).samples,
             ranks=self.ranks,
             shard=self.recipe.runtime.distributed == "fsdp",
+            optimizer=self._optimizer(self.recipe.train),
         )
+        model.extra = ExtraLosses()  # they are no part of the trained model
+        return state
+
+    def _optimizer(self, settings: Train) -> Made | None:
+        """What moves the weights, where a plugin has it."""
+        section, catalog = settings.optimizer, self.registry.optimizers
+        if catalog.entry(section.type).origin.core:
+            return None
+        kind = catalog.load(section.type)
+        return Made(section.type, kind, catalog.options_of(kind).read(section.options).arguments())
 
     def _groups(self, model: LatentDiffusion) -> list[Group]:
         """The denoiser's parameters, and each slot's with its own settings."""
@@ -340,6 +355,8 @@ class Stages:
             own = {key: left.pop(key) for key in list(left) if key.startswith(prefix)}
             starts = 0 if isinstance(slot.freeze, bool) else slot.freeze
             groups.append(Group(own, lr=slot.lr, weight_decay=slot.weight_decay, starts=starts))
+        if extra := model.extra.trained():
+            groups.append(Group(extra))
         return [Group(left), *groups]
 
     def _say_resumed(self, checkpoints: Checkpoints, stage: str) -> None:

@@ -7,10 +7,11 @@ alpha, sigma = schedule.alpha_sigma(torch.tensor([0, 999]))
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import Above
 from ldmkit.schedules.base import LOG_SNR_LIMIT, Schedule, resolution_shift_of
 from ldmkit.schedules.continuous import EDM, Flow, Shifted
 from ldmkit.schedules.discrete import (
@@ -54,22 +55,32 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def make(type: str = "linear", *, zero_snr: bool = False, shift: float = 1.0, **options: Any) -> Schedule:
-    """The schedule a recipe names; `options` are those of its constructor (`SCHEDULES`).
+def make(
+    type: str = "linear",
+    *,
+    zero_snr: bool = False,
+    shift: Above = 1.0,
+    schedules: Mapping[str, Callable[..., Schedule]] = SCHEDULES,
+    **options: Any,
+) -> Schedule:
+    """The schedule a recipe names; `options` are those of its constructor in `schedules`, the registered ones.
 
-    `zero_snr` rescales a table of betas to zero terminal SNR; `shift` is the resolution shift, applied last.
+    zero_snr: rescale a table of betas to zero terminal SNR (Lin et al. 2023).
+    shift: the resolution shift, applied last; 1 is none.
+
     Raises UsageError for an unknown name or option.
     """
-    if type not in SCHEDULES:
-        raise UsageError(f"no schedule is called {type!r}; there are {', '.join(SCHEDULES)}")
-    allowed = inspect.signature(SCHEDULES[type]).parameters
+    if type not in schedules:
+        raise UsageError(f"no schedule is called {type!r}; there are {', '.join(schedules)}")
+    kind = schedules[type]
+    allowed = inspect.signature(kind).parameters
     if unknown := [name for name in options if name not in allowed]:
         raise UsageError(
             f"schedule {type} has no option {', '.join(unknown)}; it has {', '.join(allowed)}, zero_snr, shift"
         )
     if missing := [n for n, p in allowed.items() if p.default is p.empty and n not in options]:
         raise UsageError(f"schedule {type} needs {', '.join(missing)}")
-    schedule = SCHEDULES[type](**options)
+    schedule = kind(**options)
     if zero_snr:
         if not isinstance(schedule, Discrete):
             raise UsageError(f"zero_snr rescales a table of betas, and schedule {type} has none")

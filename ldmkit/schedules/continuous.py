@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import Above, Positive
 from ldmkit.schedules.base import Schedule, resolution_shift_of
 
 
@@ -21,7 +22,7 @@ class EDM(Schedule):
     """
 
     def __init__(
-        self, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, timesteps: int = 1000
+        self, *, sigma_min: Above = 0.002, sigma_max: Above = 80.0, rho: Above = 7.0, timesteps: Positive = 1000
     ) -> None:
         if not 0 < sigma_min < sigma_max or rho <= 0 or timesteps < 2:
             raise UsageError(
@@ -52,7 +53,7 @@ class Flow(Schedule):
     t = T - 1 is noise alone; T equal steps end on the data.
     """
 
-    def __init__(self, *, timesteps: int = 1000) -> None:
+    def __init__(self, *, timesteps: Positive = 1000) -> None:
         if timesteps < 2:
             raise UsageError(f"a flow schedule of {timesteps} timesteps: at least 2 are needed")
         self.timesteps = timesteps

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ldmkit.errors import UsageError
+from ldmkit.plugins.ranges import InRecipe, NotNegative, Positive
 from ldmkit.schedules.base import LOG_SNR_LIMIT, Schedule, resolution_shift_of
+
+Beta = Annotated[float, Field(gt=0.0, lt=1.0)]
+Betas = Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=2)]
 
 
 class Discrete(Schedule):
@@ -57,7 +62,7 @@ class Discrete(Schedule):
         return self._tables[device]
 
 
-def linear(*, start: float = 0.0015, end: float = 0.0195, timesteps: int = 1000) -> Discrete:
+def linear(*, start: Beta = 0.0015, end: Beta = 0.0195, timesteps: Positive = 1000) -> Discrete:
     """The released latent diffusion models' `linear`: equal steps in sqrt(beta) from `start` to `end`, both betas in (0, 1).
 
     Diffusers' `scaled_linear`. Endings of the paper: 0.0155 (super-resolution, churches), 0.0195 (unconditional, class,
@@ -67,19 +72,19 @@ def linear(*, start: float = 0.0015, end: float = 0.0195, timesteps: int = 1000)
     return Discrete(betas, config={"type": "linear", "start": start, "end": end, "timesteps": timesteps})
 
 
-def plain_linear(*, start: float = 1e-4, end: float = 2e-2, timesteps: int = 1000) -> Discrete:
+def plain_linear(*, start: Beta = 1e-4, end: Beta = 2e-2, timesteps: Positive = 1000) -> Discrete:
     """Equal steps in beta (Ho et al. 2020); CompVis' `sqrt_linear`, diffusers' `linear`."""
     betas = _ramp(start, end, timesteps)
     return Discrete(betas, config={"type": "plain-linear", "start": start, "end": end, "timesteps": timesteps})
 
 
-def sqrt(*, start: float = 1e-4, end: float = 2e-2, timesteps: int = 1000) -> Discrete:
+def sqrt(*, start: Beta = 1e-4, end: Beta = 2e-2, timesteps: Positive = 1000) -> Discrete:
     """beta = sqrt of equal steps from `start` to `end` (CompVis' `sqrt`)."""
     betas = _ramp(start, end, timesteps).sqrt()
     return Discrete(betas, config={"type": "sqrt", "start": start, "end": end, "timesteps": timesteps})
 
 
-def cosine(*, offset: float = 0.008, timesteps: int = 1000) -> Discrete:
+def cosine(*, offset: NotNegative = 0.008, timesteps: Positive = 1000) -> Discrete:
     """alphas_cumprod = cos^2 of equal angles, betas at most 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
     _check_timesteps(timesteps)
     angles = (torch.arange(timesteps + 1, dtype=torch.float64) / timesteps + offset) / (1 + offset) * (math.pi / 2)
@@ -88,7 +93,7 @@ def cosine(*, offset: float = 0.008, timesteps: int = 1000) -> Discrete:
     return Discrete(betas, config={"type": "cosine", "offset": offset, "timesteps": timesteps})
 
 
-def given(*, betas: Sequence[float]) -> Discrete:
+def given(*, betas: Annotated[Sequence[float], InRecipe(Betas)]) -> Discrete:
     """The betas themselves, T of them."""
     return Discrete(betas)
 

@@ -8,7 +8,7 @@ def test_contract():
 ```
 
 Or as a pytest fixture: `pytest_plugins = ["ldmkit.testing.fixtures"]` in a conftest, and `check_conditioner` as an argument of
-a test.
+a test. A denoiser's contract is `check_denoiser(MyDenoiser, {"width": 32})`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldmkit.testing.contract import check_conditioner
+    from ldmkit.testing.denoiser import check_denoiser
     from ldmkit.testing.subject import LATENT, ContractError
 
-__all__ = ["LATENT", "ContractError", "check_conditioner"]
+__all__ = ["LATENT", "ContractError", "check_conditioner", "check_denoiser"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from ldmkit.testing.contract import check_conditioner
 
         return check_conditioner
+    if name == "check_denoiser":
+        from ldmkit.testing.denoiser import check_denoiser
+
+        return check_denoiser
     if name in __all__:
         from ldmkit.testing import subject
 

@@ -15,12 +15,13 @@ from ldmkit.autoencoder import Autoencoder, AutoencoderLoss
 from ldmkit.autoencoder.alarms import Alarms, Movement
 from ldmkit.conditioning import Batch, ConditionerSet
 from ldmkit.data import Dataset
+from ldmkit.losses import AutoencoderPass, ExtraLosses
 from ldmkit.training.batches import held_out, training_batches
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.checkpointing.state import TrainingState
 from ldmkit.training.ema import EMA, averaged
 from ldmkit.training.logging.log import Log
-from ldmkit.training.optim import Group, Optimization
+from ldmkit.training.optim import Group, Made, Optimization, owners
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.periodic import Between, give_up
 from ldmkit.training.runtime import Runtime
@@ -47,11 +48,13 @@ def train_autoencoder(
     runtime: Runtime | None = None,
     pictures: Callable[[int], None] | None = None,
     ranks: Ranks | None = None,
+    optimizer: Made | None = None,
+    extra: ExtraLosses | None = None,
 ) -> TrainingState:
     """Trains the autoencoder up to `settings.steps`, from the newest checkpoint on; it ends frozen, with its average weights.
 
     Args and errors as in `ldmkit.training.diffusion.train_diffusion`. `losses` holds the discriminator, whose optimizer is
-    its own; until the adversarial loss starts, the discriminator stands still.
+    its own; until the adversarial loss starts, the discriminator stands still. `extra`: further terms of the generator's loss.
 
     Several `ranks` each hold a whole copy: both networks are small beside the UNet. Their gradients are averaged here, in one
     message after each backward pass, and not by DDP: two optimizers, gradients that the adaptive weight asks for in the middle of
@@ -60,8 +63,12 @@ def train_autoencoder(
     runtime, ranks = runtime or Runtime(), ranks or Ranks()
     runtime.place(autoencoder.requires_grad_(True))
     runtime.place(losses)
+    extra = extra or ExtraLosses()
+    runtime.place(extra.train())
+    extra.seed = seed
     ranks.alike({**autoencoder.state_dict(), **{f"losses/{name}": v for name, v in losses.state_dict().items()}})
-    state = begin(autoencoder, losses, settings, runtime)
+    ranks.alike(extra.state_dict())
+    state = begin(autoencoder, losses, settings, runtime, optimizer, extra)
     if (newest := checkpoints.continued()) is not None:
         state.resume(newest)
     loader = training_batches(data, pictures_only(), state, settings=settings, seed=seed, runtime=runtime, ranks=ranks)
@@ -93,7 +100,7 @@ def train_autoencoder(
             batch = next(loader)
             autoencoder.train()
             torch.manual_seed(random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step))
-            good, values = _step(autoencoder, losses, batch, state, settings, seed, runtime, ranks)
+            good, values = _step(autoencoder, losses, extra, batch, state, settings, seed, runtime, ranks)
             if good:
                 state.average()
             if state.diverged:
@@ -115,19 +122,29 @@ def train_autoencoder(
 
 
 def begin(
-    autoencoder: Autoencoder, losses: AutoencoderLoss, settings: AutoencoderTrain, runtime: Runtime | None = None
+    autoencoder: Autoencoder,
+    losses: AutoencoderLoss,
+    settings: AutoencoderTrain,
+    runtime: Runtime | None = None,
+    optimizer: Made | None = None,
+    extra: ExtraLosses | None = None,
 ) -> TrainingState:
     """The state before the first step: Adam with the betas of the recipe for both sides (released code: 0.5, 0.9)."""
+    extra = extra or ExtraLosses()
     generator = {name: p for name, p in autoencoder.named_parameters() if p.requires_grad}
     own = {name: p for name, p in losses.named_parameters() if p.requires_grad}
     discriminator = {name: p for name, p in own.items() if name.startswith("discriminator.")}
     learned = {f"losses.{name}": p for name, p in own.items() if name not in discriminator}  # the log-variance
-    sides = {"generator": {**generator, **learned}, "discriminator": discriminator}
+    added = {f"extra-{name}": p for name, p in extra.trained().items()}
+    sides = {"generator": {**generator, **learned, **added}, "discriminator": discriminator}
+    modules = owners(autoencoder) | owners(losses, "losses.") | owners(losses) | owners(extra.terms, "extra-losses.")
     optimizers = {
-        name: Optimization.of([Group(parameters)], settings) for name, parameters in sides.items() if parameters
+        name: Optimization.of([Group(parameters)], settings, optimizer=optimizer, modules=modules)
+        for name, parameters in sides.items()
+        if parameters
     }
     return TrainingState(
-        modules={"autoencoder": autoencoder, "losses": losses},
+        modules={"autoencoder": autoencoder, "losses": losses, **({"extra-losses": extra.terms} if added else {})},
         optimizers=optimizers,
         ema=None if settings.ema is None else EMA(generator, decay=settings.ema),
         scaler=(runtime or Runtime()).scaler(),
@@ -137,6 +154,7 @@ def begin(
 def _step(
     autoencoder: Autoencoder,
     losses: AutoencoderLoss,
+    extra: ExtraLosses,
     batch: Batch,
     state: TrainingState,
     settings: AutoencoderTrain,
@@ -153,6 +171,20 @@ def _step(
     with runtime.autocast():
         reconstruction = autoencoder(images, noise)
         loss, values = losses.generator(images, reconstruction, state.step, autoencoder.last_layer)
+        if extra:
+            extra.step = state.step
+            added, parts = extra.of_autoencoder(
+                AutoencoderPass(
+                    name="",
+                    seed=seed,
+                    step=state.step,
+                    positions=batch.positions,
+                    autoencoder=autoencoder,
+                    images=images,
+                    reconstruction=reconstruction,
+                )
+            )
+            loss, values = loss + added, {**values, **parts, "loss": (loss + added).detach()}
     state.backward(loss)
     ranks.average(generator.gradients)
     good, norm = state.update("generator", clip=settings.clip)

@@ -21,7 +21,7 @@ from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.checkpointing.state import TrainingState
 from ldmkit.training.ema import EMA, averaged
 from ldmkit.training.logging.log import Log
-from ldmkit.training.optim import Group, Optimization
+from ldmkit.training.optim import Group, Made, Optimization, owners
 from ldmkit.training.parallel.distributed import Engine
 from ldmkit.training.parallel.distributed import engine as engine_for
 from ldmkit.training.parallel.ranks import Ranks
@@ -54,6 +54,7 @@ def train_diffusion(
     pictures: Callable[[int], None] | None = None,
     ranks: Ranks | None = None,
     shard: bool = False,
+    optimizer: Made | None = None,
 ) -> TrainingState:
     """Trains the denoiser and the conditioners of `model` up to `settings.steps`, from the newest checkpoint on.
 
@@ -66,6 +67,9 @@ def train_diffusion(
         pictures: called with the step, average weights applied, to draw what a person looks at; on the first rank alone.
         ranks: the processes that share each batch; `checkpoints` has the same.
         shard: split the weights and all that belongs to them among the ranks, instead of a copy for each.
+        optimizer: what `settings.optimizer` names, where a plugin has it.
+
+    The extra terms of the loss are those of `model.extra`.
 
     Returns:
         the state at the end, whose `ema` holds the average.
@@ -82,7 +86,8 @@ def train_diffusion(
     snapshots = checkpoints.folder / posthoc.SNAPSHOTS
     engine = engine_for(model, ranks, runtime, shard=shard)
     own = engine.model
-    state = begin(own, settings, _own(groups, own), runtime)
+    own.extra.seed = seed
+    state = begin(own, settings, _own(groups, own), runtime, optimizer)
     if (newest := checkpoints.continued()) is not None:
         state.resume(newest)
     ranks.decide(lambda: posthoc.forget_after(snapshots, state.step))
@@ -137,13 +142,19 @@ def train_diffusion(
 
 
 def begin(
-    model: LatentDiffusion, settings: Train, groups: Sequence[Group] | None = None, runtime: Runtime | None = None
+    model: LatentDiffusion,
+    settings: Train,
+    groups: Sequence[Group] | None = None,
+    runtime: Runtime | None = None,
+    optimizer: Made | None = None,
 ) -> TrainingState:
-    """The state before the first step."""
-    parameters = trainable(model)
-    optimization = Optimization.of(groups if groups is not None else [Group(parameters)], settings)
+    """The state before the first step. What extra losses train is in the optimizer and in checkpoints, and in no average."""
+    parameters, extra = trainable(model), model.extra.trained()
+    modules = owners(TrainedPart(model)) | owners(model.extra.terms, "losses.")
+    every = groups if groups is not None else [Group({**parameters, **extra})]
+    optimization = Optimization.of(every, settings, optimizer=optimizer, modules=modules)
     return TrainingState(
-        modules={"model": TrainedPart(model)},
+        modules={"model": TrainedPart(model), **({"losses": model.extra.terms} if extra else {})},
         optimizers={"model": optimization},
         ema=None if settings.ema is None else EMA(parameters, decay=settings.ema),
         post_hoc=PostHoc.of(parameters, settings.post_hoc),
@@ -168,7 +179,7 @@ def _own(groups: Sequence[Group] | None, model: LatentDiffusion) -> list[Group] 
     """The groups with the parameters that `model` has under their names: shards are not those of the model handed in."""
     if groups is None:
         return None
-    parameters = trainable(model)
+    parameters = {**trainable(model), **model.extra.trained()}
     return [replace(group, parameters={name: parameters[name] for name in group.parameters}) for group in groups]
 
 
@@ -182,6 +193,7 @@ def _step(
     engine.model.train()
     # nn.Dropout draws nowhere else.
     torch.manual_seed(random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step))
+    engine.model.extra.step = state.step
     optimization = state.optimizers["model"]
     optimization.begin(state.step)
     values: dict[str, Tensor] = {}

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
-from ldmkit.errors import CheckpointError, ResourceError
+from ldmkit.errors import CheckpointError, PluginError
+from ldmkit.training.optimizers import MAKERS, MakesOptimizer, ParameterGroup
 from ldmkit.training.parallel.shards import gathered, is_split, placed
 
 if TYPE_CHECKING:
     from ldmkit.recipe import Train
 
 Decay = Literal["constant", "linear", "cosine"]
-Kind = Literal["adamw", "adam", "adamw-8bit"]
+Number = int | float | bool
 # Where the optimizers of torch and those of bitsandbytes keep their two moments, each of the parameter's shape.
 PLAIN, STATE1 = ("exp_avg", "exp_avg_sq"), ("state1", "state2")
 MOMENTS = (*PLAIN, *STATE1)
+NUMBERS: dict[str, Callable[[float], Number]] = {"int": int, "float": float, "bool": bool}
+MARK = ":type:"  # beside the state of a plugin's optimizer: whose it is
+
+
+@dataclass(frozen=True)
+class Made:
+    """An optimizer by name: what makes it, and its options. `MAKERS` has the core's."""
+
+    name: str
+    make: MakesOptimizer
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,19 +103,21 @@ def schedule_of(settings: Train) -> Callable[[int], float]:
 
 
 class Optimization:
-    """An Adam over groups of named parameters, with its learning-rate schedule; fused, where torch has it.
+    """An optimizer over groups of named parameters, with its learning-rate schedule.
 
     Args:
         groups: the parameters; one without any is left out.
         lr: the stage's learning rate.
-        betas: of Adam.
-        weight_decay: of AdamW (decoupled, Loshchilov & Hutter 2017); None means plain Adam.
+        betas: of those that take them.
+        weight_decay: decoupled (Loshchilov & Hutter 2017); None means plain Adam in place of AdamW.
         steps, warmup, decay: see `rate_factor`.
-        optimizer: ``adamw``, ``adam``, or ``adamw-8bit``, whose moments take 8 bits a value (Dettmers et al. 2021).
+        optimizer: a name of the core's (`MAKERS`), or a plugin's.
         schedule: step -> factor of the learning rate, in place of `rate_factor`.
+        modules: parameter's name -> the module that it is an attribute of, for optimizers that tell them apart.
 
     Raises:
-        ResourceError: an 8-bit optimizer without `bitsandbytes`, or on a CPU.
+        ResourceError: an optimizer that cannot run here.
+        PluginError: a plugin's that left parameters out, or has groups without a learning rate.
     """
 
     def __init__(
@@ -116,21 +130,38 @@ class Optimization:
         weight_decay: float | None = 0.01,
         warmup: int = 0,
         decay: Decay = "constant",
-        optimizer: Kind = "adamw",
+        optimizer: str | Made = "adamw",
         schedule: Callable[[int], float] | None = None,
+        modules: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.groups = [group for group in groups if group.parameters]
         self.schedule = schedule or partial(rate_factor, steps=steps, warmup=warmup, decay=decay)
-        self._rates = [lr if g.lr is None else g.lr for g in self.groups]
         self._names: dict[Tensor, str] = {p: name for g in self.groups for name, p in g.parameters.items()}
-        arguments = [_arguments(group, self._rates[i], weight_decay) for i, group in enumerate(self.groups)]
-        self._moments = STATE1 if optimizer == "adamw-8bit" else PLAIN
-        make = _maker(optimizer if weight_decay is not None or optimizer != "adamw" else "adam", list(self._names))
-        self.optimizer: Optimizer = make(arguments, lr=lr, betas=betas)
+        name = optimizer if isinstance(optimizer, str) else optimizer.name
+        plain = name == "adamw" and weight_decay is None
+        made = Made("adam", MAKERS["adam"]) if plain else optimizer
+        self.made = Made(made, MAKERS[made]) if isinstance(made, str) else made
+        self._moments = STATE1 if name == "adamw-8bit" else PLAIN
+        owners = modules or {}
+        self.optimizer: Optimizer = _make(
+            self.made, [_argument(group, lr, weight_decay, owners) for group in self.groups], betas
+        )
+        self._check()
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     @classmethod
-    def of(cls, groups: Sequence[Group], settings: Train) -> Self:
-        """The optimizer that a recipe's `train` section describes; `scale_lr` is for the groups' own learning rates too."""
+    def of(
+        cls,
+        groups: Sequence[Group],
+        settings: Train,
+        *,
+        optimizer: Made | None = None,
+        modules: Mapping[str, nn.Module] | None = None,
+    ) -> Self:
+        """The optimizer that a recipe's `train` section describes; `scale_lr` is for the groups' own learning rates too.
+
+        `optimizer` is what the section names, where a plugin has it.
+        """
         scale = settings.rate / settings.lr
         return cls(
             [replace(group, lr=None if group.lr is None else group.lr * scale) for group in groups],
@@ -138,9 +169,33 @@ class Optimization:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             steps=settings.steps,
-            optimizer=settings.optimizer,
+            optimizer=optimizer or settings.optimizer.type,
             schedule=schedule_of(settings),
+            modules=modules,
         )
+
+    def _check(self) -> None:
+        there = [p for group in self.optimizer.param_groups for p in group["params"]]
+        missing = (
+            [name for p, name in self._names.items() if not any(p is other for other in there)]
+            if (len(there) != len(self._names))
+            else []
+        )
+        if missing or len(there) != len(self._names):
+            raise PluginError(
+                f"the optimizer {self.made.name} has {len(there)} of {len(self._names)} parameters"
+                + (f"; {missing[0]} is not among them" if missing else ""),
+                hint="put each parameter of `groups` into one parameter group",
+            )
+        if any("lr" not in group for group in self.optimizer.param_groups):
+            raise PluginError(
+                f"the optimizer {self.made.name} has a parameter group without `lr`",
+                hint="the learning-rate schedule multiplies each group's `lr`",
+            )
+
+    @property
+    def _core(self) -> bool:
+        return MAKERS.get(self.made.name) is self.made.make
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -184,37 +239,58 @@ class Optimization:
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state as ``NAME:exp_avg`` and the like; parameters that never moved have none."""
-        return {
-            f"{self._names[parameter]}:{key}": value if isinstance(value, Tensor) else torch.tensor(float(value))
-            for parameter, state in self.optimizer.state.items()
-            for key, value in state.items()
-        }
+        found = {}
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                number = "" if self._core or isinstance(value, Tensor) else f":{type(value).__name__}"
+                found[f"{self._names[parameter]}:{key}{number}"] = (
+                    value
+                    if isinstance(value, Tensor)
+                    else torch.tensor(float(value), dtype=torch.float64 if number else None)
+                )
+        return found if self._core else {**found, f"{MARK}{self.made.name}": torch.zeros(1)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Goes on from saved `tensors`.
 
         Raises:
-            CheckpointError: a parameter's name or shape differs.
+            CheckpointError: a parameter's name or shape differs, or the state is another optimizer's.
         """
+        written_by = next((name.removeprefix(MARK) for name in tensors if name.startswith(MARK)), None)
+        if written_by != (None if self._core else self.made.name):
+            raise CheckpointError(
+                f"the optimizer's state is {written_by or 'that of one of the core'}'s, and this is {self.made.name}",
+                hint=ANOTHERS,
+            )
         parameters = {name: p for p, name in self._names.items()}
         states: dict[Tensor, dict[str, Any]] = {}
         for full, value in tensors.items():
-            name, key = full.rsplit(":", 1)
+            if full.startswith(MARK):
+                continue
+            name, key, number = (*full.split(":"), "")[:3]
             if name not in parameters or (key in MOMENTS and value.shape != parameters[name].shape):
                 raise CheckpointError(f"the optimizer's state of {name} does not fit the model")
             parameter = parameters[name]
-            if key in MOMENTS and key not in self._moments:
-                raise CheckpointError(
-                    f"the optimizer's state of {name} ({key}) is another optimizer's",
-                    hint="go on with the `train.optimizer` that the run was started with",
-                )
-            # The fused optimizers keep `step` beside the parameter; moments have the parameter's own dtype.
-            moved = placed(value, parameter) if key in MOMENTS else value.to(parameter.device)
-            states.setdefault(parameter, {})[key] = _laid_out(moved, parameter) if key in MOMENTS else moved.clone()
+            if self._core and key in MOMENTS and key not in self._moments:
+                raise CheckpointError(f"the optimizer's state of {name} ({key}) is another optimizer's", hint=ANOTHERS)
+            states.setdefault(parameter, {})[key] = (
+                NUMBERS[number](float(value)) if number else self._restored(key, value, parameter)
+            )
         if self._moments is STATE1:  # which counts its steps in Python's numbers
             states = {p: {**state, "step": int(state["step"])} for p, state in states.items()}
         self.optimizer.state.clear()
         self.optimizer.state.update(states)
+
+    def _restored(self, key: str, value: Tensor, parameter: Tensor) -> Tensor:
+        """Moments have the parameter's own dtype and layout; the fused optimizers keep `step` beside the parameter."""
+        if key in MOMENTS or (not self._core and value.dim() and value.shape == parameter.shape):
+            return _laid_out(placed(value, parameter), parameter)
+        if not self._core and key == "step" and not self.optimizer.defaults.get("fused"):
+            return value.clone()
+        return value.to(parameter.device).clone()
+
+
+ANOTHERS = "go on with the `train.optimizer` that the run was started with"
 
 
 def _laid_out(moment: Tensor, parameter: Tensor) -> Tensor:
@@ -224,35 +300,26 @@ def _laid_out(moment: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False).copy_(moment)
 
 
-def _arguments(group: Group, lr: float, weight_decay: float | None) -> dict[str, object]:
+def _argument(group: Group, lr: float, weight_decay: float | None, owners: Mapping[str, nn.Module]) -> ParameterGroup:
     own = group.weight_decay if group.weight_decay is not None else weight_decay
-    return {"params": list(group.parameters.values()), "lr": lr, "weight_decay": own or 0.0}
+    modules = {name: owners[name] for name in group.parameters if name in owners}
+    return ParameterGroup(group.parameters, modules, lr if group.lr is None else group.lr, own or 0.0)
 
 
-def _maker(kind: Kind, parameters: Sequence[Tensor]) -> Callable[..., Optimizer]:
-    if kind == "adamw-8bit":
-        return _eight_bit(parameters)
-    return partial(Adam if kind == "adam" else AdamW, fused=_can_fuse(parameters))
-
-
-def _eight_bit(parameters: Sequence[Tensor]) -> Callable[..., Optimizer]:
-    try:
-        library = importlib.import_module("bitsandbytes")
-    except ImportError as error:
-        raise ResourceError(
-            f"train.optimizer is adamw-8bit, which bitsandbytes has, and that cannot be loaded: {error}",
-            hint="pip install bitsandbytes, or take adamw",
-        ) from error
-    if any(is_split(parameter) for parameter in parameters):
-        raise ResourceError(
-            "train.optimizer is adamw-8bit, whose moments cannot be split as `runtime.distributed: fsdp` splits the weights",
-            hint="take adamw, or `distributed: ddp`",
+def _make(made: Made, groups: Sequence[ParameterGroup], betas: tuple[float, float]) -> Optimizer:
+    takes = "betas" in inspect.signature(made.make).parameters
+    optimizer: Any = made.make(groups, **({"betas": betas} if takes else {}), **made.options)
+    if not isinstance(optimizer, Optimizer):
+        raise PluginError(
+            f"the optimizer {made.name} gave {type(optimizer).__name__}; expected a torch.optim.Optimizer"
         )
-    if any(parameter.device.type == "cpu" for parameter in parameters):
-        raise ResourceError("train.optimizer is adamw-8bit, which runs on a GPU only", hint="take adamw here")
-    found: Callable[..., Optimizer] = library.optim.AdamW8bit
-    return found
+    return optimizer
 
 
-def _can_fuse(parameters: Iterable[Tensor]) -> bool:
-    return all(p.device.type in ("cpu", "cuda", "mps", "xpu") and p.is_floating_point() for p in parameters)
+def owners(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """Parameter's full name -> the module that it is an attribute of."""
+    return {
+        f"{prefix}{path}{'.' if path else ''}{name}": owner
+        for path, owner in module.named_modules()
+        for name, _ in owner.named_parameters(recurse=False)
+    }

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ldmkit.errors import ResourceError
+from ldmkit.plugins.ranges import Count, Positive
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,23 +56,30 @@ class Runtime:
 def resolve(
     *,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     tf32: bool = False,
     channels_last: bool = False,
     compile: bool = False,
     checkpointing: bool = False,
-    workers: int | Literal["auto"] = 0,
-    worker_timeout: int = 300,
-    threads: int | None = None,
     deterministic: bool = False,
+    workers: Count | Literal["auto"] = 0,
+    worker_timeout: Positive = 300,
+    threads: Positive | None = None,
 ) -> Runtime:
     """A `Runtime` of what a recipe's `runtime` section asks for.
 
-    `auto` takes cuda, mps or cpu, whichever is there first; bf16 on a CUDA device that has it (fp16 on an older one), and fp32
-    elsewhere: at the size of network that is trained on a CPU, fp32 is the fastest. `threads` is torch's own number, if given.
-    `workers` auto is the number of cores beside the one that trains, at most 2.
-    `deterministic`: a CUDA device adds in one order, and the same run gives the same bits there too; a CPU does so anyway.
-    Without `tf32`, fp32 is fp32 on a CUDA device too: torch's own default rounds the inputs of convolutions.
+    Args:
+        device: `auto` takes cuda, mps or cpu, whichever is there first.
+        precision: `auto` is bf16 on a CUDA device that has it (fp16 on an older one), and fp32 elsewhere: at the size of network
+            that is trained on a CPU, fp32 is the fastest.
+        tf32: matrix products of a CUDA device in TensorFloat-32; without it fp32 is fp32 there too.
+        channels_last: convolutions see their channels last in memory.
+        compile: the denoiser is compiled.
+        checkpointing: the denoiser's activations are computed again in the backward pass: less memory, about a third more time.
+        deterministic: a CUDA device gives the same bits in every run, for some of its speed; a CPU does so anyway.
+        workers: processes that read and prepare data; 0 is none, `auto` one for each core beside the first, at most 2.
+        worker_timeout: seconds without a batch after which a data worker counts as hung.
+        threads: torch's own number, if given.
 
     Raises:
         ResourceError: what was asked for by name is not there.

@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
 
 def unet(**options: Any) -> UNet:
     torch.manual_seed(0)
-    network = UNet(**{**BASE, **options})
+    network = UNet.of_widths(**{**BASE, **options})
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)
@@ -42,7 +42,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def test_a_fresh_network_predicts_zero() -> None:
-    assert not UNet(**BASE)(*noisy()).any()
+    assert not UNet.of_widths(**BASE)(*noisy()).any()
 
 
 def test_residual_branches_start_at_zero() -> None:
@@ -122,7 +122,7 @@ def test_second_attention_without_tokens_is_self_attention() -> None:
 )
 def test_config_builds_the_same_network(options: dict[str, Any]) -> None:
     network = unet(**options).eval()
-    again = UNet(**json.loads(json.dumps(network.config))).eval()
+    again = UNet.of_widths(**json.loads(json.dumps(network.config))).eval()
     again.load_state_dict(network.state_dict())
     x, t = noisy()
     extra = {}
@@ -215,11 +215,11 @@ def test_narrow_networks_see_the_timestep(options: dict[str, Any]) -> None:
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        UNet(**{**BASE, **options})
+        UNet.of_widths(**{**BASE, **options})
 
 
 def test_a_level_without_attention_needs_no_heads() -> None:
-    UNet(**{**BASE, "channels": 20, "multipliers": (1, 2), "head_width": 40})
+    UNet.of_widths(**{**BASE, "channels": 20, "multipliers": (1, 2), "head_width": 40})
 
 
 @pytest.mark.parametrize(

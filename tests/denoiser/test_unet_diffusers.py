@@ -54,7 +54,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def build(**options: Any) -> UNet:
     variant = {"groups": 32, **options.pop("variant", {})}
-    unet: UNet = benchmark.randomised(UNet(**{**BASE, **options}, variant=variant))
+    unet: UNet = benchmark.randomised(UNet.of_widths(**{**BASE, **options}, variant=variant))
     return unet
 
 

@@ -131,7 +131,7 @@ SIZES = {
 def test_parameter_counts_of_the_released_models(name: str) -> None:
     config, count = SIZES[name]
     with torch.device("meta"):
-        unet = UNet(**config)
+        unet = UNet.of_widths(**config)
     assert sum(parameter.numel() for parameter in unet.parameters()) == count
 
 
@@ -151,7 +151,7 @@ def weights(name: str, which: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", SMALL)
 def test_the_original_implementation(name: str, which: str) -> None:
     io = load_file(REFERENCE / "compvis" / name / "io.safetensors")
-    unet = UNet(**SMALL[name]).eval()
+    unet = UNet.of_widths(**SMALL[name]).eval()
     unet.load_state_dict(weights(name, which))
     condition = {"concat" if name == "superres" else "tokens": io["cond"]}
     with torch.no_grad():

@@ -50,7 +50,7 @@ def test_models(name):
     reader = Reader(original.read(released), {}, name, plugins.load(only=()))
     heads = reader._true_heads(network)
     with on_meta():
-        unet = UNet(**original.denoiser(network, heads))
+        unet = UNet.of_widths(**original.denoiser(network, heads))
         first_stage = autoencoders.make(**original.autoencoder(Target.of(params["first_stage_config"], "first_stage")))
     assert parameters(unet) == released["parameters"]
     assert [level.heads for level in resolve_levels(unet.config)] == released["heads"]
@@ -162,7 +162,7 @@ def test_conditioning_stages(name):
 def test_names_of_averages_do_not_collide(name):
     network = Target.of(original.read(RELEASED["models"][name]).params["unet_config"], "unet_config")
     with on_meta():
-        names = list(UNet(**original.denoiser(network)).state_dict())
+        names = list(UNet.of_widths(**original.denoiser(network)).state_dict())
     assert len({flat(f"diffusion_model.{name}") for name in names}) == len(names)
     assert flat("diffusion_model.input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
 

@@ -95,7 +95,7 @@ def close(found, wanted):
 @pytest.mark.parametrize("name", UNETS)
 @torch.no_grad()
 def test_unets_agree_and_come_back_bit_for_bit(tmp_path, name):
-    ours = randomised(UNet(**UNETS[name]))
+    ours = randomised(UNet.of_widths(**UNETS[name]))
     write_unet(ours, tmp_path, (8, 8))
     theirs = loaded(tmp_path).eval()
     x, t = torch.randn(2, ours.in_channels, 8, 8), torch.tensor([3, 700])
@@ -103,7 +103,7 @@ def test_unets_agree_and_come_back_bit_for_bit(tmp_path, name):
     given = {} if tokens is None else {"encoder_hidden_states": tokens}
     assert close(ours(x, t, tokens=tokens), theirs(x, t, **given).sample)
 
-    again = UNet(**configs.unet_from(read_json(tmp_path / "config.json")))
+    again = UNet.of_widths(**configs.unet_from(read_json(tmp_path / "config.json")))
     state = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     again.load_state_dict(keys.read(keys.unet_rules(again), state, again.state_dict()))
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
@@ -181,7 +181,7 @@ THEIR_UNETS = {
 def test_unets_of_diffusers_are_read(name):
     kind = getattr(diffusers, name.split(",")[0])
     theirs = randomised(kind(sample_size=8, **THEIR_UNETS[name]))
-    ours = UNet(**configs.unet_from({**theirs.config, "_class_name": kind.__name__})).eval()
+    ours = UNet.of_widths(**configs.unet_from({**theirs.config, "_class_name": kind.__name__})).eval()
     ours.load_state_dict(keys.read(keys.unet_rules(ours), theirs.state_dict(), ours.state_dict()))
     x, t = torch.randn(2, theirs.config.in_channels, 8, 8), torch.tensor([3, 700])
     if ours.context_width is None:
@@ -226,7 +226,7 @@ def test_attention_of_older_folders_is_read():
 )
 def test_unets_that_diffusers_cannot_represent_are_refused(tmp_path, options, reason):
     with pytest.raises(UsageError, match=reason):
-        write_unet(UNet(**{**SMALL, **options}), tmp_path, (8, 8))
+        write_unet(UNet.of_widths(**{**SMALL, **options}), tmp_path, (8, 8))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Level(Conditioner):
 def make(dropout: dict[str, float] | None = None) -> LatentDiffusion:
     torch.manual_seed(0)
     autoencoder = KLAutoencoder(downsample=4, channels=8, multipliers=(1, 1, 2), blocks=1, latent_channels=2)
-    denoiser = UNet(
+    denoiser = UNet.of_widths(
         in_channels=3, out_channels=2, channels=16, multipliers=(1, 2), blocks=1, attention=(2,), context_width=8
     )
     for parameter in denoiser.parameters():  # zero-initialised outputs would hide what goes in

@@ -6,11 +6,13 @@ import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 import pytest
 
 from ldmkit import hookimpl, plugins
 from ldmkit.errors import PluginError
 from ldmkit.plugins import hookspecs
+from ldmkit.plugins.catalog import KINDS
 
 HOOKS = {name: value for name, value in vars(hookspecs).items() if name.startswith("ldmkit_")}
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "hooks.md"
@@ -60,7 +62,7 @@ def test_an_observer_cannot_change_the_numbers():
     assert metrics == {"loss": 0.5}
 
 
-@pytest.mark.parametrize("kind", ["conditioners", "data_sources", "samplers", "metrics"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_registration_hooks_fill_the_catalog_of_their_kind(kind):
     def registration(register):
         register("mine", "a:B")
@@ -69,6 +71,53 @@ def test_registration_hooks_fill_the_catalog_of_their_kind(kind):
     registry = plugins.load(only=[], extra=[plugin])
     assert "mine" in registry.catalogs[kind]
     assert sum("mine" in catalog for catalog in registry.catalogs.values()) == 1
+
+
+def test_every_registration_hook_has_its_kind():
+    assert {f"ldmkit_register_{kind}" for kind in (*KINDS, "commands")} == {h for h in HOOKS if "_register_" in h}
+
+
+class Commands:
+    """A plugin with the commands that it is given."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    @hookimpl
+    def ldmkit_register_commands(self, group):
+        for name in self.names:
+            group.add_command(click.Command(name, callback=lambda: click.echo("mine")))
+
+
+def test_a_plugins_command_is_one_of_the_group():
+    group = click.Group("ldmkit", commands={"run": click.Command("run")})
+    registry = plugins.load(only=[], extra=[Commands("demo")])
+    registry.commands(group)
+    assert set(group.commands) == {"run", "demo"}
+    assert registry.problems == []
+
+
+def test_a_command_that_is_there_is_not_replaced():
+    own = click.Command("run")
+    group = click.Group("ldmkit", commands={"run": own})
+    registry = plugins.load(only=[], extra=[Commands("demo", "run")])
+    registry.commands(group)
+    assert group.commands == {"run": own}
+    assert "registers the command 'run', which is there already" in str(registry.problems[0])
+
+
+def test_commands_that_fail_leave_the_others(monkeypatch):
+    class Broken:
+        @hookimpl
+        def ldmkit_register_commands(self, group):
+            group.add_command(click.Command("half"))
+            raise RuntimeError("no")
+
+    group = click.Group("ldmkit")
+    registry = plugins.load(only=[], extra=[Broken(), Commands("demo")])
+    registry.commands(group)
+    assert set(group.commands) == {"demo"}
+    assert "its commands fail: RuntimeError: no" in str(registry.problems[0])
 
 
 @pytest.mark.parametrize("name", HOOKS)

@@ -39,7 +39,7 @@ def test_all_errors_at_once_in_the_order_of_the_file(errors):
             'recipe.yaml:8:3: train.batch: expected a whole number, got "yes"',
             "recipe.yaml:9:3: train.lr: expected a finite number, got NaN",
             "recipe.yaml:10:1: optimiser: unknown key; allowed: schema, name, seed, init, data, autoencoder, conditioners, "
-            "dropout, denoiser, diffusion, train, sample, evaluate, runtime, extends",
+            "dropout, denoiser, diffusion, losses, train, sample, evaluate, runtime, extends",
         ]
     )
 
@@ -55,11 +55,18 @@ def test_all_errors_at_once_in_the_order_of_the_file(errors):
         ("train.decay=cosin", "train.decay: must be one of constant, linear, cosine, got \"cosin\"; did you mean 'cosine'?"),
         ("train.betas=[0.9]", "train.betas.1: too few values"),
         ("train=5", "train: expected a mapping of keys, got 5"),
-        ("autoencoder.type=kll", "autoencoder.type: must be one of vq, kl, identity, got \"kll\"; did you mean 'kl'?"),
+        ("diffusion.loss=hubr", "diffusion.loss.type: must be one of l2, l1, huber, got \"hubr\"; did you mean 'huber'?"),
         ("autoencoder.loss.perceptual.net=vggg", "must be one of alex, vgg, squeeze, got \"vggg\"; did you mean 'vgg'?"),
         ("data.size=64x64", 'data.size: expected a whole number or a list, got "64x64"'),
         ("data.size=[64, a]", 'data.size.1: expected a whole number, got "a"'),
-        ("diffusion.schedule=cosin", "diffusion.schedule.type: must be one of linear, plain-linear, sqrt, cosine, given"),
+        ("diffusion.schedule.ent=1", "diffusion.schedule.ent: unknown key; did you mean 'end'?; allowed: start, end, timesteps, "
+         "type, zero_snr, shift"),
+        ("denoiser.chanels=8", "denoiser.chanels: unknown key; did you mean 'channels'?; allowed: channels, multipliers, "),
+        ("denoiser.variant.group=8", "denoiser.variant.group: unknown key; did you mean 'groups'?; allowed: scale_shift, "),
+        ("autoencoder.codebok=8", "autoencoder.codebok: unknown key; did you mean 'codebook'?; allowed: codebook, commitment, "),
+        ("sample.etta=1", "sample.etta: unknown key; did you mean 'eta'?; allowed: eta, "),
+        ("losses.Mine.type=mine", "a loss's name is a-z, 0-9 and '_', beginning with a letter; for example mine"),
+        ("denoiser.type=my.module:Net", "'my.module:Net' is no registered name"),
         ("diffusion.weighting.gama=1", "diffusion.weighting.gama: unknown key; allowed: type"),
         ("runtime.compile=yes", 'expected true or false, got "yes" (YAML 1.2 has true and false; yes, no, on'),
         ("name=10", "name: expected text, got 10 (put it in quotes)"),
@@ -193,6 +200,29 @@ def test_errors_of_core_and_components_are_reported_together(good):
     assert "data.held_out: expected a list, got 5" in text
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("autoencoder.type=kll", "no autoencoder is called 'kll'; installed: identity, kl, vq; did you mean 'kl'"),
+        ("denoiser.type=unett", "denoiser.type: no denoiser is called 'unett'; installed: unet; did you mean 'unet'?"),
+        ("diffusion.schedule=cosin", "diffusion.schedule.type: no schedule is called 'cosin'; installed: cosine, edm, flow, "),
+        ("sample.guidance_options=apq", "sample.guidance_options.type: no guidance method is called 'apq'; installed: apg, "),
+        ("train.optimizer=adamv", "train.optimizer.type: no optimizer is called 'adamv'; installed: adam, adamw, adamw-8bit; "),
+        ("autoencoder.train.optimizer=lion", "autoencoder.train.optimizer.type: no optimizer is called 'lion'"),
+        ("losses.align.type=repa", "losses.align.type: no loss is called 'repa'; installed: none"),
+        ("losses={align: null}", "losses.align.type: no loss is called 'align'"),
+    ],
+)  # fmt: skip
+def test_names_that_nobody_registered(good, override, message):
+    registry = plugins.load(only=())
+    recipe = load(good, [override])  # a plugin that is not asked may have it
+    for ask in (recipe.require_components, recipe.validate_components):
+        with pytest.raises(PluginError) as caught:
+            ask(registry)
+        assert message in str(caught.value)
+        assert str(caught.value).startswith(f"--set {override}: ")
+
+
 def test_a_typo_in_a_slots_own_key_is_found_among_its_options(good):
     with pytest.raises(RecipeError, match=r"conditioners.low_res.dropuot: unknown key; did you mean 'dropout'\?"):
         load(good, ["conditioners.low_res.dropuot=0.2"], registry=plugins.load())
@@ -210,7 +240,7 @@ def test_a_conditioner_that_nobody_registered_is_a_plugins_error(good):
 
 
 def test_no_environment_variable_is_put_into_a_recipe(good):
-    value = load(good, ["data.path=$HOME/${USER}/~"]).data.options["path"]
+    value = load(good, ["data.type=folder", "data.path=$HOME/${USER}/~"]).data.options["path"]
     assert value == "$HOME/${USER}/~"
     assert os.environ.get("HOME", "-") not in value
 

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "ldmkit"
 LAYERS = """
 errors messages random hub images
 plugins recipe
-schedules denoiser autoencoder conditioning
-diffusion guidance samplers
+schedules autoencoder conditioning denoiser
+diffusion guidance samplers losses
 latent_diffusion
 data
 assembly interop testing

@@ -91,7 +91,9 @@ def make_model(kind: str = "kl") -> LatentDiffusion:
     torch.manual_seed(0)
     small = {"downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 2}
     autoencoder = make(kind, **small, **({"codebook": 16} if kind == "vq" else {}))
-    unet = UNet(in_channels=2, out_channels=2, channels=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.1)
+    unet = UNet.of_widths(
+        in_channels=2, out_channels=2, channels=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.1
+    )
     conditioners = ConditionerSet(
         {"label": Label()}, vector_width=unet.vector_width, dropout=Dropout.independent({"label": 0.3})
     )

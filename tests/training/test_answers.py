@@ -68,7 +68,7 @@ class Words(Conditioner):
 def model(unfit: str = "") -> LatentDiffusion:
     torch.manual_seed(0)
     autoencoder = make("kl", downsample=2, channels=8, blocks=1, latent_channels=2)
-    unet = UNet(
+    unet = UNet.of_widths(
         in_channels=2, out_channels=2, channels=8, multipliers=(1, 2), blocks=1, attention=(2,), context_width=4
     )
     slots = ConditionerSet(

@@ -252,7 +252,7 @@ def test_eight_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResourceError, match="runs on a GPU only"):
         Optimization([Group(named(net))], lr=0.1, steps=1, optimizer="adamw-8bit")
 
-    monkeypatch.setattr("ldmkit.training.optim._eight_bit", lambda parameters: AdamW8bit)
+    monkeypatch.setattr("ldmkit.training.optimizers._eight_bit", lambda parameters: AdamW8bit)
     whole, halves = network(), network()
     descend(whole, Optimization([Group(named(whole))], lr=0.1, steps=4, optimizer="adamw-8bit"), range(4))
     first = Optimization([Group(named(halves))], lr=0.1, steps=4, optimizer="adamw-8bit")

@@ -138,7 +138,7 @@ def _network(network: Mapping[str, Any]) -> Json:
 
 
 def denoiser(network: Target, heads: int | None = None) -> Json:
-    """`UNet(**options)` of a `unet_config`, its three widths among them; `heads` instead of what the YAML says."""
+    """`UNet.of_widths(**options)` of a `unet_config`, its three widths among them; `heads` instead of what the YAML says."""
     params = network.params
     if network.short != "UNetModel":
         raise CheckpointError(f"no UNet of ldmkit is like {network.name}; UNetModel is read")

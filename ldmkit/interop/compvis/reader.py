@@ -112,7 +112,7 @@ class Reader:
         if network.params.get("num_head_channels", -1) == -1 or not network.params.get("use_spatial_transformer"):
             return None
         with on_meta():
-            count = sum(p.numel() for p in UNet(**original.denoiser(network)).parameters())
+            count = sum(p.numel() for p in UNet.of_widths(**original.denoiser(network)).parameters())
         if (known := released.wrong_heads(network.params, count)) is None:
             return None
         self.notes.append(
@@ -206,7 +206,7 @@ class Reader:
     ) -> tuple[dict[str, Tensor], KeyReport]:
         with on_meta():
             autoencoder = autoencoders.make(**config["autoencoder"])
-            unet = UNet(**config["denoiser"])
+            unet = UNet.of_widths(**config["denoiser"])
         if weights == "ema" and not self._averaged:
             self.notes.append("the checkpoint holds no average: its weights are the only ones")
         averaged = weights == "ema" and self._averaged
@@ -228,7 +228,7 @@ class Reader:
     def _raw(self, denoiser: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """The denoiser as the optimizer left it, where the checkpoint has it whole."""
         with on_meta():
-            expected = UNet(**denoiser).state_dict()
+            expected = UNet.of_widths(**denoiser).state_dict()
         taken, report = match(expected, {name: UNET + name for name in expected}, self.tensors)
         if not report.complete:
             if report.matched:
@@ -248,7 +248,7 @@ class Reader:
     def _other_names(self, denoiser: Mapping[str, Any], condition: foreign.Found | None) -> set[str]:
         """The UNet's weights of both kinds; and the conditioning stage's, where nobody reads it or it is there twice."""
         with on_meta():
-            names = UNet(**denoiser).state_dict()
+            names = UNet.of_widths(**denoiser).state_dict()
         known = {UNET + name for name in names} | {flat(f"diffusion_model.{name}") for name in names}
         twice = self.params.get("cond_stage_config") == original.FIRST_STAGE
         if condition is None or condition.encoded or twice:

@@ -150,7 +150,7 @@ _UNET_OFF: Json = {
 
 
 def unet_from(config: Mapping[str, Any]) -> Json:
-    """`UNet(**options)` of a UNet2DModel's or UNet2DConditionModel's config."""
+    """`UNet.of_widths(**options)` of a UNet2DModel's or UNet2DConditionModel's config."""
     _check_off(config, _UNET_OFF, "UNet")
     bounded(config, ("layers_per_block", "transformer_layers_per_block"), "unet")
     bounded({"levels": len(config["block_out_channels"])}, ("levels",), "unet")

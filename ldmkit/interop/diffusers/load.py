@@ -205,7 +205,7 @@ class _Folder:
         self, config: Mapping[str, Any], unet: Component, first: Component, scale: float, shift: float
     ) -> tuple[dict[str, Tensor], KeyReport]:
         with on_meta():
-            denoiser = UNet(**config["denoiser"])
+            denoiser = UNet.of_widths(**config["denoiser"])
             autoencoder = autoencoders.make(**config["autoencoder"])
         kept = {name: value for name, value in autoencoder.state_dict().items() if not name.startswith("latent_")}
         found, report = _read(keys.unet_rules(denoiser), unet, denoiser.state_dict(), "denoiser.")

@@ -178,11 +178,10 @@ def _sharded(model: LatentDiffusion, runtime: Runtime) -> LatentDiffusion:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(runtime.device.type, (get_world_size(),))
-    unet = model.denoiser
     model.autoencoder.to(runtime.device)
-    for parameter in unet.parameters():
+    for parameter in model.denoiser.parameters():
         parameter.data = parameter.data.contiguous()  # shards have no memory format
-    for stage in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+    for stage in model.denoiser.blocks():
         if runtime.compile:
             stage.compile()
         fully_shard(stage, mesh=mesh, reshard_after_forward=True)

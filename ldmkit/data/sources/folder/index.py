@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import posixpath
@@ -20,6 +19,7 @@ from ldmkit.data.sources.folder import metadata
 from ldmkit.data.sources.folder.image_files import SUFFIXES, Limits, Look, Tree, look_at_all, walk
 from ldmkit.data.sources.folder.metadata import Column, Row
 from ldmkit.errors import DataError
+from ldmkit.messages import nearest
 
 VALIDATION_FOLDERS = ("validation", "valid", "val", "test")  # beside a folder `train`
 
@@ -93,9 +93,9 @@ def _root(path: str) -> str:
         raise DataError("the path is a file; a folder of pictures is needed", where=printable(root))
     parent = os.path.dirname(os.path.abspath(root))
     beside = sorted(os.listdir(parent)) if os.path.isdir(parent) else []
-    near = difflib.get_close_matches(os.path.basename(root), beside, n=1)
+    near = nearest(os.path.basename(root), beside)
     hint = (
-        f"did you mean {printable(os.path.join(parent, near[0]))}?"
+        f"did you mean {printable(os.path.join(parent, near))}?"
         if near
         else "give data.path the folder of your pictures"
     )
