@@ -1,6 +1,14 @@
 """Recipe + Registry -> LatentDiffusion: the only place where names become objects."""
 
-from ldmkit.assembly.construction import Uninitialised, assemble, build, conditioner_of, reset_meta_buffers, samplers
+from ldmkit.assembly.construction import (
+    Uninitialised,
+    assemble,
+    autoencoder_of,
+    build,
+    conditioner_of,
+    reset_meta_buffers,
+    samplers,
+)
 from ldmkit.assembly.extra_losses import extra_losses
 from ldmkit.assembly.fitting import fit, learned_options
 from ldmkit.assembly.inheritance import inherited
@@ -11,6 +19,7 @@ from ldmkit.assembly.sources import datasets, source_of
 __all__ = [
     "Uninitialised",
     "assemble",
+    "autoencoder_of",
     "build",
     "conditioner_of",
     "datasets",

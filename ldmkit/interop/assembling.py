@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,13 @@ from torch import Tensor
 from ldmkit import autoencoder as autoencoders
 from ldmkit.assembly import Uninitialised, reset_meta_buffers
 from ldmkit.assembly import assemble as assembled
-from ldmkit.autoencoder import Autoencoder
+from ldmkit.autoencoder import Autoencoder, IdentityAutoencoder, KLAutoencoder, VQAutoencoder
+from ldmkit.denoiser.unet import UNet
+from ldmkit.errors import UsageError
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
+
+CORE_AUTOENCODERS = (KLAutoencoder, VQAutoencoder, IdentityAutoencoder)
 
 
 @contextmanager
@@ -64,3 +68,12 @@ def latent_buffers(model: Autoencoder, scale: float | Tensor, shift: Tensor | No
     if shift is not None:
         buffers["latent_shift"] += shift
     return buffers
+
+
+def core_unet(model: LatentDiffusion, refuse: Callable[[str], UsageError]) -> UNet:
+    """The model's UNet; networks of plugins have no layout elsewhere, and are refused."""
+    if not isinstance(model.denoiser, UNet):
+        raise refuse(f"its denoiser is {type(model.denoiser).__name__}, and no UNet of ldmkit")
+    if not isinstance(model.autoencoder, CORE_AUTOENCODERS):
+        raise refuse(f"its autoencoder is {type(model.autoencoder).__name__}, which a plugin has")
+    return model.denoiser

@@ -29,7 +29,7 @@ HEAD = '''"""The options of the core's own components. Written by `python -m ldm
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -172,8 +172,6 @@ class _Writer:
             return "None"
         if dataclasses.is_dataclass(annotation):
             return self._nested(annotation)
-        if annotation in (object, Any):
-            return "Any"
         if annotation in (int, float, str, bool, list, dict):
             return str(annotation.__name__)
         return "str"  # a path, which a recipe writes as text

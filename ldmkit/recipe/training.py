@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,11 @@ class Optimizer(Component):
     """What moves the weights: a name, or a mapping of `type` and options. It gets `betas` and `weight_decay` beside them."""
 
     type: str = "adamw"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
 
 
 class Train(Section):

@@ -40,7 +40,7 @@ def _read_trained(model: LatentDiffusion, recipe: Recipe, registry: Registry, no
         for line in done.lines(init.from_):
             note(line)
     if trained is not None and elsewhere:
-        _copy(load_autoencoder(trained), model.autoencoder, where=trained)
+        _copy(load_autoencoder(trained, registry), model.autoencoder, where=trained)
 
 
 def keep_frozen(model: LatentDiffusion, checkpoints: Checkpoints) -> None:

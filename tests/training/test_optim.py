@@ -185,7 +185,7 @@ def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ValidationError, match="the autoencoder's stage takes each batch whole"):
         AutoencoderTrain(steps=10, accumulate=2)
     again = Train.model_validate(Train(steps=10, optimizer="adam").model_dump())
-    assert (again.optimizer, again.weight_decay) == ("adam", None)
+    assert (again.optimizer.type, again.weight_decay) == ("adam", None)
 
 
 def test_the_batch_scaled_learning_rate_is_for_every_group() -> None:

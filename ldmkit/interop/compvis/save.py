@@ -16,6 +16,7 @@ from ldmkit.conditioning import Conditioner
 from ldmkit.denoiser.levels import resolve_levels
 from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import UsageError
+from ldmkit.interop.assembling import core_unet
 from ldmkit.interop.compvis import text_stages
 from ldmkit.interop.compvis.config import GROUPS, SCHEDULES, UNCONDITIONAL
 from ldmkit.interop.compvis.reader import COND, FIRST, UNET, flat
@@ -55,7 +56,7 @@ def save_compvis(model: LatentDiffusion, folder: str | Path, raw: Mapping[str, T
 
 def compvis_of(model: LatentDiffusion, raw: Mapping[str, Tensor] | None = None) -> tuple[Json, dict[str, Tensor]]:
     """The original's configuration and state dict of a model."""
-    grid = model.latent_shape(model.size)
+    unet, grid = core_unet(model, refuse), model.latent_shape(model.size)
     if grid[1] != grid[2]:
         raise refuse(f"its training images are {model.size[0]} x {model.size[1]}; the original's are square")
     params, tensors = _process(model.diffusion.config, model.diffusion.schedule)
@@ -65,9 +66,9 @@ def compvis_of(model: LatentDiffusion, raw: Mapping[str, Tensor] | None = None) 
         "first_stage_key": "image",
         "scale_factor": _scale(model.autoencoder),
     }
-    params |= {"use_ema": raw is not None, "unet_config": _unet(model.denoiser)}
+    params |= {"use_ema": raw is not None, "unet_config": _unet(unet)}
     params["first_stage_config"] = _first_stage(model.autoencoder)
-    averaged = {name: value.detach() for name, value in model.denoiser.state_dict().items()}
+    averaged = {name: value.detach() for name, value in unet.state_dict().items()}
     if raw is None:
         tensors |= {UNET + name: value for name, value in averaged.items()}
     else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldmkit import autoencoder as autoencoders
-from ldmkit.assembly import model_folder
+from ldmkit import plugins
+from ldmkit.assembly import autoencoder_of, model_folder
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import CheckpointError
 from ldmkit.interop.assembling import on_meta
@@ -14,6 +14,7 @@ from ldmkit.interop.diffusers.folders import new_folder, write_json, write_tenso
 from ldmkit.interop.model_card import write_card
 from ldmkit.latent_diffusion import read_config, read_weights
 from ldmkit.messages import tensor_differences
+from ldmkit.plugins import Registry
 
 PREFIX = "autoencoder."
 
@@ -27,20 +28,21 @@ def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, notes: Sequen
     return Path(folder)
 
 
-def load_autoencoder(folder: str | Path) -> Autoencoder:
+def load_autoencoder(folder: str | Path, registry: Registry | None = None) -> Autoencoder:
     """The autoencoder of such a folder, of a run, of a saved model or of a hub repository, in eval mode on the CPU.
 
-    No plugin is needed for it, whatever conditions the model has.
+    No plugin is needed for it, whatever conditions the model has, unless a plugin has the autoencoder itself.
 
     Raises:
         CheckpointError: there is none, or its weights do not fit.
+        PluginError: the plugin that has it is not installed.
     """
     path = model_folder(folder)
     config = read_config(path)
     if "autoencoder" not in config:
         raise CheckpointError(f"there is no autoencoder in {folder}")
     with on_meta():
-        model = autoencoders.make(**config["autoencoder"])
+        model = autoencoder_of(config["autoencoder"], registry or plugins.load())
     state = {name.removeprefix(PREFIX): v for name, v in read_weights(path).items() if name.startswith(PREFIX)}
     if wrong := tensor_differences(model.state_dict(), state):
         raise CheckpointError(f"the weights do not fit: {wrong}", where=str(path))

@@ -14,6 +14,7 @@ from ldmkit.autoencoder import Autoencoder
 from ldmkit.conditioning import Conditioner
 from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import LdmkitError
+from ldmkit.interop.assembling import core_unet
 from ldmkit.interop.compvis import text_stages
 from ldmkit.interop.diffusers import config as configs
 from ldmkit.interop.diffusers import keys
@@ -45,9 +46,10 @@ def save_diffusers(model: LatentDiffusion, folder: str | Path) -> Path:
 
 def write_pipeline(model: LatentDiffusion, path: Path) -> str:
     """The files, into a directory that is there; the name of the pipeline."""
+    unet = core_unet(model, refuse)
     name, slots = pipeline_of(model)
     index: dict[str, Any] = {"_class_name": name, "_diffusers_version": VERSION}
-    unet_class, _ = write_unet(model.denoiser, path / "unet", model.latent_shape(model.size)[1:])
+    unet_class, _ = write_unet(unet, path / "unet", model.latent_shape(model.size)[1:])
     first = "vae" if name == "StableDiffusionPipeline" else "vqvae"
     index |= {
         "unet": ["diffusers", unet_class],
