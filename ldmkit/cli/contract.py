@@ -1,4 +1,4 @@
-"""A registered conditioner, examined against its contract on samples of a data source."""
+"""A registered conditioner or denoiser, examined against its contract."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldmkit.conditioning import Conditioner
+    from ldmkit.denoiser import Denoiser
     from ldmkit.plugins import Registry
     from ldmkit.plugins.catalog import Catalog
 
@@ -17,10 +18,29 @@ SAMPLES = 4
 def examine(
     registry: Registry, name: str, options: Mapping[str, Any], data: str, fields: Mapping[str, str]
 ) -> str | None:
-    """What is wrong with the conditioner `name`, in words, or None.
+    """What is wrong with the conditioner or the denoiser `name`, in words, or None.
 
-    `options` are given to its constructor, after its `fit` has seen the data; `fields` maps its fields to those of the data.
+    `options` are given to its constructor, after a conditioner's `fit` has seen the data; `fields` maps its fields to those of the
+    data.
     """
+    if name in registry.denoisers and name not in registry.conditioners:
+        return _denoiser(registry.denoisers.load(name), options)
+    return _conditioner(registry, name, options, data, fields)
+
+
+def _denoiser(kind: type[Denoiser], options: Mapping[str, Any]) -> str | None:
+    from ldmkit.testing import ContractError, check_denoiser
+
+    try:
+        check_denoiser(kind, options)
+    except ContractError as error:
+        return str(error)
+    return None
+
+
+def _conditioner(
+    registry: Registry, name: str, options: Mapping[str, Any], data: str, fields: Mapping[str, str]
+) -> str | None:
     from ldmkit.conditioning.checks import called
     from ldmkit.data import Dataset
     from ldmkit.testing import ContractError, check_conditioner

@@ -107,20 +107,21 @@ def show(name: str, given: tuple[str, ...], files: tuple[str, ...], as_json: boo
 @command.command()
 @click.argument("name")
 @click.option("--to", metavar="DIR", help="Where to write; default: ./ldmkit-NAME")
+@click.option("--kind", type=click.Choice(("conditioner", "denoiser")), default="conditioner", show_default=True)
 @json_option
-def new(name: str, to: str | None, as_json: bool) -> None:
-    """Write a plugin package with a conditioner NAME: entry point, test, recipe, README. Its tests pass at once."""
+def new(name: str, to: str | None, kind: str, as_json: bool) -> None:
+    """Write a plugin package with a conditioner or a denoiser NAME: entry point, test, recipe, README. Its tests pass at once."""
     from ldmkit import plugins
     from ldmkit.cli.scaffold import write
     from ldmkit.errors import UsageError
 
-    catalog = plugins.load().conditioners
+    catalog = plugins.load().catalogs[f"{kind}s"]
     if name in catalog:
         raise UsageError(
-            f"the conditioner '{name}' is there already: {catalog.entries_of(name)[0].origin}",
+            f"the {kind} '{name}' is there already: {catalog.entries_of(name)[0].origin}",
             hint="choose another name: two plugins that register one name get in each other's way",
         )
-    folder = write(name, Path(to).expanduser() if to else None)
+    folder = write(name, Path(to).expanduser() if to else None, kind=kind)
     if as_json:
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         echo_json({"name": name, "folder": str(folder), "files": files})
@@ -131,7 +132,7 @@ def new(name: str, to: str | None, as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the conditioner.")
+@click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of its constructor.")
 @click.option("--data", default="scenes", show_default=True, help="The data source that the samples come from.")
 @click.option("--field", "fields", multiple=True, metavar="FIELD=NAME", help="Read the sample's NAME as FIELD.")
 @plugin_files
@@ -139,7 +140,7 @@ def new(name: str, to: str | None, as_json: bool) -> None:
 def check(
     name: str, options: tuple[str, ...], data: str, fields: tuple[str, ...], files: tuple[str, ...], as_json: bool
 ) -> None:
-    """Examine a conditioner against its contract, on samples of a data source."""
+    """Examine a conditioner, on samples of a data source, or a denoiser against its contract."""
     from ldmkit import plugins
     from ldmkit.cli.contract import examine
 

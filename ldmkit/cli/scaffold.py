@@ -1,4 +1,4 @@
-"""The package that `ldmkit plugins new NAME` writes: a conditioner that works, to be changed into one's own."""
+"""The package that `ldmkit plugins new NAME` writes: a component that works, to be changed into one's own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ldmkit.errors import UsageError
 from ldmkit.plugins.catalog import NAME
 
 
-def write(name: str, folder: Path | None = None) -> Path:
-    """Write the package for a conditioner called `name` (`[a-z0-9-]+`) to `folder`, by default ./ldmkit-NAME.
+def write(name: str, folder: Path | None = None, *, kind: str = "conditioner") -> Path:
+    """Write the package for a conditioner, or another `kind` with a template, called `name` (`[a-z0-9-]+`) to `folder`, by default ./ldmkit-NAME.
 
     Raises UsageError for an impossible name or a directory that is not empty.
     """
@@ -25,12 +25,13 @@ def write(name: str, folder: Path | None = None) -> Path:
     folder = folder or Path(f"ldmkit-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already", hint="Choose another place with --to DIR")
-    words = _words(name)
-    for template in sorted(_templates().rglob("*.txt")):
-        relative = template.relative_to(_templates()).with_suffix("")
-        target = folder / Template(str(relative)).substitute(words)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(Template(template.read_text("utf-8")).substitute(words), encoding="utf-8")
+    words = _words(name, kind)
+    for root in (_templates() / "common", _templates() / kind):
+        for template in sorted(root.rglob("*.txt")):
+            relative = template.relative_to(root).with_suffix("")
+            target = folder / Template(str(relative)).substitute(words)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(Template(template.read_text("utf-8")).substitute(words), encoding="utf-8")
     return folder
 
 
@@ -38,11 +39,12 @@ def _templates() -> Path:
     return Path(str(resources.files("ldmkit"))) / "cli" / "template"
 
 
-def _words(name: str) -> dict[str, str]:
+def _words(name: str, kind: str) -> dict[str, str]:
     """What the templates fill in."""
     major, minor = version("ldmkit").split(".")[:2]
     return {
         "name": name,
+        "kind": kind,
         "slot": name.replace("-", "_"),
         "package": f"ldmkit_{name.replace('-', '_')}",
         "Class": "".join(word.capitalize() for word in name.split("-")),

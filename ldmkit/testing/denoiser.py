@@ -85,7 +85,9 @@ class Subject:
                 given.x, given.t, tokens=given.tokens, mask=given.mask, vector=given.vector, concat=given.concat
             )
         except Exception as error:
-            raise self.fail(f"forward fails for x {tuple(given.x.shape)}: {said(error)}", "see Denoiser.forward") from error
+            raise self.fail(
+                f"forward fails for x {tuple(given.x.shape)}: {said(error)}", "see Denoiser.forward"
+            ) from error
         if not isinstance(output, Tensor) or output.shape != given.x.shape:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise self.fail(f"forward gave {got} for x {tuple(given.x.shape)}", "return (b, c, h, w), as x is")
@@ -186,7 +188,9 @@ def check_deterministic(subject: Subject) -> None:
     if not torch.equal(first, second):
         raise subject.fail("two calls in eval mode differ", "draw nothing in forward but nn.Dropout's")
     if not torch.equal(before, torch.random.get_rng_state()):
-        raise subject.fail("forward in eval mode moves the global generator", "draw nothing in forward but nn.Dropout's")
+        raise subject.fail(
+            "forward in eval mode moves the global generator", "draw nothing in forward but nn.Dropout's"
+        )
 
 
 @torch.no_grad()
@@ -202,7 +206,9 @@ def check_rows(subject: Subject) -> None:
 def check_gradients(subject: Subject) -> None:
     subject.network.zero_grad()
     subject(subject.inputs(subject.grids[0])).square().mean().backward()  # type: ignore[no-untyped-call]
-    silent = [n for n, p in subject.network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    silent = [
+        n for n, p in subject.network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     if silent:
         raise subject.fail(
             f"no gradient reaches {silent[0]}{f' and {len(silent) - 1} more' if len(silent) > 1 else ''}",
@@ -215,7 +221,9 @@ def check_blocks(subject: Subject) -> None:
     blocks = list(subject.network.blocks())
     names = {id(module): name for name, module in subject.network.named_modules()}
     if not blocks or any(id(block) not in names for block in blocks) or len({id(b) for b in blocks}) != len(blocks):
-        raise subject.fail("blocks() is empty or names what is no submodule, or one twice", "return its repeated blocks")
+        raise subject.fail(
+            "blocks() is empty or names what is no submodule, or one twice", "return its repeated blocks"
+        )
     ran: list[int] = []
     outputs: list[Any] = []
 
@@ -230,7 +238,9 @@ def check_blocks(subject: Subject) -> None:
         for hook in hooks:
             hook.remove()
     if ran != sorted(set(ran)) or len(ran) != len(blocks):
-        raise subject.fail(f"blocks() run in the order {ran}", "list each block once, in the order in which they are called")
+        raise subject.fail(
+            f"blocks() run in the order {ran}", "list each block once, in the order in which they are called"
+        )
     for block, output in zip(blocks, outputs, strict=True):
         if subject.network.layer(names[id(block)]) is not block:
             raise subject.fail(f"layer('{names[id(block)]}') is another module", "leave `layer` to the base class")
@@ -252,7 +262,9 @@ def check_checkpointing(subject: Subject) -> None:
         torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE) for a, b in zip(*found, strict=False)
     )
     if not same:
-        raise subject.fail("`checkpointing` changes the gradient", "compute again what was computed, with use_reentrant=False")
+        raise subject.fail(
+            "`checkpointing` changes the gradient", "compute again what was computed, with use_reentrant=False"
+        )
 
 
 @torch.no_grad()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import hashlib
-import io
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -89,68 +84,17 @@ print(json.dumps({"origin": vars(entry.origin), "target": entry.target, "moved":
 """
 
 
-def wheel_of(package: Path, out: Path) -> Path:
-    """The package's wheel: by uv where there is one and it can build offline, else put together here."""
-    uv = shutil.which("uv")
-    if uv is not None:
-        command = [uv, "build", "--wheel", "--offline", "--python", sys.executable, "--out-dir", str(out), str(package)]
-        subprocess.run(command, capture_output=True, check=False)
-    return next(iter(out.glob("*.whl")), None) or assembled(package, out)
-
-
-def assembled(package: Path, out: Path) -> Path:
-    """A wheel is a zip archive: the modules, and a `.dist-info` with metadata, entry points and a record of hashes."""
-    project = tomllib.loads((package / "pyproject.toml").read_text("utf-8"))["project"]
-    stem = f"{project['name'].replace('-', '_')}-{project['version']}"
-    needs = "".join(f"Requires-Dist: {line}\n" for line in project["dependencies"])
-    points = "".join(f"{name} = {module}\n" for name, module in project["entry-points"]["ldmkit"].items())
-    files = {
-        str(path.relative_to(package)): path.read_bytes()
-        for path in sorted(package.glob("ldmkit_*/*.py"))
-    }  # fmt: skip
-    files[f"{stem}.dist-info/METADATA"] = (
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n{needs}".encode()
-    )
-    files[f"{stem}.dist-info/WHEEL"] = (
-        b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    )
-    files[f"{stem}.dist-info/entry_points.txt"] = f"[ldmkit]\n{points}".encode()
-    record = io.StringIO()
-    rows = csv.writer(record, lineterminator="\n")
-    for name, content in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        rows.writerow([name, f"sha256={digest}", len(content)])
-    rows.writerow([f"{stem}.dist-info/RECORD", "", ""])
-    files[f"{stem}.dist-info/RECORD"] = record.getvalue().encode()
-    out.mkdir(exist_ok=True)
-    target = out / f"{stem}-py3-none-any.whl"
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return target
-
-
-def installed(wheel: Path, target: Path) -> Path:
-    """The wheel in a directory of its own: by uv where there is one; a pure wheel is installed by unpacking it."""
-    uv = shutil.which("uv")
-    if uv is not None:
-        command = [uv, "pip", "install", "--no-deps", "--offline", "--python", sys.executable, "--target"]
-        subprocess.run([*command, str(target), str(wheel)], capture_output=True, check=False)
-    if not target.is_dir():
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(target)
-    return target
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., dict[str, Any]], wheels: Any
+) -> dict[str, Any]:
     """A run of a joint recipe with the stranger's conditioner, and what its process saw; the plugin is not installed here."""
     place = tmp_path_factory.mktemp("stranger")
     package = write("tint", place / "ldmkit-tint")
     (package / "ldmkit_tint" / "conditioner.py").write_text(CONDITIONER)
     project = package / "pyproject.toml"
     project.write_text(project.read_text().replace('version = "0.1.0"', 'version = "0.3.1"'))
-    target = installed(wheel_of(package, place / "dist"), place / "site")
+    target = wheels.installed(wheels.wheel_of(package, place / "dist"), place / "site")
     slots = {"tint": {"dropout": 0.2, "features": 3}, "class": {"port": "vector", "width": 8}}
     recipe = tiny(name="stranger", conditioners=slots, sample__guidance=2.0)
     (place / "joint.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -262,9 +206,9 @@ def test_the_command_samples_without_it(trained, capsys, monkeypatch):
     assert "no slot is called tnt\n  the slots of this model are tint, class" in capsys.readouterr().err
 
 
-def test_a_wheel_put_together_by_hand_is_the_same(tmp_path):
+def test_a_wheel_put_together_by_hand_is_the_same(tmp_path, wheels):
     package = write("tint", tmp_path / "ldmkit-tint")
-    by_hand, by_uv = assembled(package, tmp_path / "a"), wheel_of(package, tmp_path / "b")
+    by_hand, by_uv = wheels.assembled(package, tmp_path / "a"), wheels.wheel_of(package, tmp_path / "b")
     with zipfile.ZipFile(by_hand) as one, zipfile.ZipFile(by_uv) as two:
         names = [sorted(name for name in archive.namelist() if not name.endswith("/")) for archive in (one, two)]
         assert names[0] == names[1]
