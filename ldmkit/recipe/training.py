@@ -124,6 +124,8 @@ class Runtime(Section):
     `distributed`: what several processes hold: `ddp` a copy each, `fsdp` a shard each of the diffusion model; `auto` is `ddp`.
     `workers`: processes that read and prepare data; 0 is none, `auto` one for each core beside the first, at most 2.
     `worker_timeout`: seconds without a batch after which a data worker counts as hung.
+    `threads`: of a CPU: `auto` measures on each stage's own steps how many are fastest, and the run keeps the number; a number is
+    taken as it is, so that two runs have the same bits; null leaves what torch (OMP_NUM_THREADS) takes.
     `trackers`: where the numbers go besides `metrics.jsonl` and TensorBoard: wandb, mlflow, trackio, whatever Accelerate has.
     """
 
@@ -137,6 +139,6 @@ class Runtime(Section):
     distributed: Literal["auto", "ddp", "fsdp"] = "auto"
     workers: Count | Literal["auto"] = 0
     worker_timeout: Positive = 300
-    threads: Positive | None = None
+    threads: Positive | Literal["auto"] | None = "auto"
     cache: str = "auto"
     trackers: tuple[str, ...] = ()

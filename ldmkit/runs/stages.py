@@ -43,6 +43,7 @@ from ldmkit.training.optim import Group
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.probe import probe
 from ldmkit.training.stop import Stop
+from ldmkit.training.threads import Threads
 
 
 @dataclass
@@ -77,6 +78,11 @@ class Stages:
             threads=section.threads,
             deterministic=section.deterministic,
         )
+
+    @cached_property
+    def threads(self) -> Threads:
+        """How many of them each stage computes with."""
+        return Threads.of(self.directory.path, self.recipe.runtime.threads, self.runtime, self.ranks)
 
     @cached_property
     def log(self) -> Log:
@@ -123,7 +129,7 @@ class Stages:
         """Everything that is not done yet."""
         self.ranks.check(self.stop)
         _ = self.runtime  # a device that is not there is said before the data are read
-        with self.log:
+        with self.threads, self.log:
             return self._execute()
 
     def _execute(self) -> Results:
@@ -227,6 +233,7 @@ class Stages:
         steps = 0 if settings is None else settings.steps
         if found is not None and found.step >= steps:
             model.autoencoder.load_state_dict(found.tensors("autoencoder"))
+            self.threads.resume(first.STAGE, found.step)  # with which what comes next, the latents, was computed too
             return
         if found is not None and self.checkpoints("diffusion").newest() is not None:
             raise RecipeError(
@@ -252,6 +259,7 @@ class Stages:
                 runtime=self.runtime,
                 pictures=pictures.reconstructions,
                 ranks=self.ranks,
+                threads=self.threads,
             )
         elif any(True for _ in model.autoencoder.parameters()) and not (
             self.recipe.autoencoder.from_ or self.recipe.init
@@ -329,6 +337,7 @@ class Stages:
             pictures=Previews(self.directory.path, model, validation, self.recipe, self.log).samples,
             ranks=self.ranks,
             shard=self.recipe.runtime.distributed == "fsdp",
+            threads=self.threads,
         )
 
     def _groups(self, model: LatentDiffusion) -> list[Group]:

@@ -62,13 +62,14 @@ def resolve(
     checkpointing: bool = False,
     workers: int | Literal["auto"] = 0,
     worker_timeout: int = 300,
-    threads: int | None = None,
+    threads: int | Literal["auto"] | None = None,
     deterministic: bool = False,
 ) -> Runtime:
     """A `Runtime` of what a recipe's `runtime` section asks for.
 
     `auto` takes cuda, mps or cpu, whichever is there first; bf16 on a CUDA device that has it (fp16 on an older one), and fp32
-    elsewhere: at the size of network that is trained on a CPU, fp32 is the fastest. `threads` is torch's own number, if given.
+    elsewhere: at the size of network that is trained on a CPU, fp32 is the fastest. `threads` is torch's own number, if given;
+    `auto` is left to the stages, which measure (`ldmkit.training.threads`).
     `workers` auto is the number of cores beside the one that trains, at most 2.
     `deterministic`: a CUDA device adds in one order, and the same run gives the same bits there too; a CPU does so anyway.
     Without `tf32`, fp32 is fp32 on a CUDA device too: torch's own default rounds the inputs of convolutions.
@@ -76,7 +77,7 @@ def resolve(
     Raises:
         ResourceError: what was asked for by name is not there.
     """
-    if threads is not None:
+    if isinstance(threads, int):
         torch.set_num_threads(threads)
     where = _device(device)
     dtype = _automatic(where) if precision == "auto" else PRECISIONS[precision]
