@@ -183,6 +183,14 @@ class RunDirectory:
         self.write_status("interrupted" if exit_code > 128 else "failed", exit_code=exit_code, error=about)
 
 
+def longer_first_stage(steps: int, trained: int) -> RecipeError:
+    """What is said where the autoencoder is to be trained on, and the diffusion stage stands on it already."""
+    return RecipeError(
+        f"autoencoder.train.steps is {steps}, and the diffusion stage has begun on an autoencoder of {trained} steps",
+        hint="leave it at what it was, or train anew with --out DIR or --fresh",
+    )
+
+
 def read_status(path: Path) -> dict[str, Any]:
     """The ``status.json`` of a run, {} where there is none or half of one."""
     try:

@@ -15,7 +15,7 @@ from ldmkit.errors import LdmkitError, ResourceError
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.recipe import load as load_recipe
-from ldmkit.runs.directory import Difference, RunDirectory, now, read_status, versions
+from ldmkit.runs.directory import Difference, RunDirectory, longer_first_stage, now, read_status, versions
 from ldmkit.training.logging.console import Console, duration
 from ldmkit.training.parallel.launch import launched
 from ldmkit.training.parallel.ranks import Ranks
@@ -116,7 +116,7 @@ def run(
         if directory.moved is not None:
             screen.note(f"the old run is now {directory.moved}")
         if finished:
-            _say_finished(screen, result)
+            _say_finished(screen, result, changed)
             return result
         for difference in changed:
             screen.note(f"  changed: {difference}")
@@ -138,7 +138,11 @@ def _compared(directory: RunDirectory, recipe: Recipe, ranks: Ranks) -> tuple[li
                 hint=f"`batch` is that of all processes together; {' or '.join(map(str, fits))} can be shared",
             )
     changed = directory.check(recipe.resolved())
-    return changed, _finished(directory, recipe, changed)
+    finished = _finished(directory, recipe, changed)
+    longer = next((d for d in changed if d.key == "autoencoder.train.steps" and d.now > (d.was or 0)), None)
+    if finished and longer is not None:
+        raise longer_first_stage(longer.now, longer.was)
+    return changed, finished
 
 
 def _whole(recipe: Recipe, registry: Registry) -> Recipe:
@@ -217,12 +221,10 @@ class _Work:
     def _failed(self, failure: BaseException) -> None:
         code = failure.exit_code if isinstance(failure, LdmkitError | Interrupted) else 1
         self.directory.failed(failure, code)
+        if isinstance(failure, Interrupted):  # said once: by whoever shows the error
+            failure.continues, failure.elsewhere = True, not self.ranks.first
         if self.ranks.first:
             self.registry.run_finished(self.result, failure)
-        elif isinstance(failure, Interrupted):
-            failure.elsewhere = True
-        if isinstance(failure, Interrupted):
-            self.screen.note(f"{failure.message}; the same command continues")
 
     def _stages(self) -> tuple[float, list[str]]:
         """Their seconds, and the lines of the evaluation."""
@@ -278,8 +280,10 @@ def _translated(error: BaseException) -> BaseException:
     return error
 
 
-def _say_finished(screen: Console, result: Run) -> None:
+def _say_finished(screen: Console, result: Run, changed: list[Difference]) -> None:
     screen.note(f"{result.path} is finished: {result.report}")
+    for difference in changed:
+        screen.note(f"  without effect, as nothing is left to train: {difference}")
     screen.note("  more `train.steps` extend it; --fresh starts anew and renames this directory")
 
 

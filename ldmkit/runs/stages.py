@@ -15,13 +15,13 @@ from ldmkit import random
 from ldmkit.assembly import build, datasets, fit, learned_options
 from ldmkit.autoencoder import AutoencoderLoss, make_loss
 from ldmkit.data import Dataset
-from ldmkit.errors import DataError, RecipeError
+from ldmkit.errors import DataError
 from ldmkit.evaluation import Results
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.runs.completion import evaluate_model, save_model
-from ldmkit.runs.directory import RunDirectory, learned
+from ldmkit.runs.directory import RunDirectory, learned, longer_first_stage
 from ldmkit.runs.pretrained import keep_frozen, start_trained
 from ldmkit.runs.previews import Previews
 from ldmkit.runs.summary import announce
@@ -236,10 +236,7 @@ class Stages:
             self.threads.resume(first.STAGE, found.step)  # with which what comes next, the latents, was computed too
             return
         if found is not None and self.checkpoints("diffusion").newest() is not None:
-            raise RecipeError(
-                f"autoencoder.train.steps is {steps}, and the diffusion stage has begun on an autoencoder of {found.step} steps",
-                hint="leave it at what it was, or train anew with --out DIR or --fresh",
-            )
+            raise longer_first_stage(steps, found.step)
         if settings is not None:
             checkpoints = self.checkpoints("autoencoder", settings.keep)
             self._say_resumed(checkpoints, "autoencoder")
@@ -302,6 +299,7 @@ class Stages:
                 scale=section.scale,
                 seed=self.recipe.seed,
                 cache=cache,
+                read=self.recipe.train.steps * self.recipe.train.batch,
                 runtime=self.runtime,
                 stop=self.stop,
                 ranks=self.ranks,
