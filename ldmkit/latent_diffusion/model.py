@@ -82,17 +82,20 @@ class LatentDiffusion(nn.Module):
         return next(self.denoiser.parameters()).device
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(c, h, w) of the latent of an image of `size` (h, w). Raises `UsageError` where the size does not divide."""
-        step = self._step
-        if any(side < step or side % step for side in size):
+        """(c, h, w) of the latent of an image of `size` (h, w), which the autoencoder pads where its `pad` says so.
+
+        Raises `UsageError` where the size does not divide.
+        """
+        step, factor = self._step, self.autoencoder.factor
+        padded = tuple(-(-side // factor) * factor for side in size) if self.autoencoder.pad else size
+        if any(side < step or side % step for side in padded):
             nearest = tuple(max(step, round(side / step) * step) for side in size)
             raise UsageError(
                 f"an image of {size[0]} x {size[1]} cannot be made: both sides must be multiples of {step} (the autoencoder "
-                f"divides by {self.autoencoder.factor}, the denoiser by {self.denoiser.reduction})",
+                f"divides by {factor}, the denoiser by {self.denoiser.reduction})",
                 hint=f"the nearest size is {nearest[0]} x {nearest[1]}",
             )
-        factor = self.autoencoder.factor
-        return self.autoencoder.latent_channels, size[0] // factor, size[1] // factor
+        return self.autoencoder.latent_channels, padded[0] // factor, padded[1] // factor
 
     @property
     def _step(self) -> int:

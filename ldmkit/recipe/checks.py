@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ldmkit.messages import KeyPath, Problem, did_you_mean
@@ -26,7 +27,7 @@ TAKEN_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNOR
 
 def cross_checks(recipe: Recipe) -> list[Problem]:
     """Everything that two keys of a valid recipe contradict each other in."""
-    checks = [_name, _types, _size, _autoencoder, _attention, _heads, _schedule, _slots, _dropout, _guidance]
+    checks = [_name, _types, _size, _autoencoder, _attention, _widths, _heads, _schedule, _slots, _dropout, _guidance]
     checks += [_guidance_options, _redacted]
     return [Problem(path, text) for check in checks for path, text in check(recipe)]
 
@@ -57,14 +58,14 @@ def _types(recipe: Recipe) -> Found:
 
 
 def _size(recipe: Recipe) -> Found:
-    autoencoder, denoiser = recipe.autoencoder, recipe.denoiser
+    autoencoder = recipe.autoencoder
     if autoencoder.from_ is not None and "image_channels" not in autoencoder.model_fields_set:
         return  # known once the trained one is read
     if _network_comes_later(recipe):
         return
     if isinstance(autoencoder, Convolutional) and autoencoder.pad:
         return  # any size will do
-    unit = autoencoder.factor * denoiser.factor
+    unit = autoencoder.factor
     wanted: list[tuple[KeyPath, tuple[int, int]]] = [(("data", "size"), recipe.data.shape)]
     wanted += [(("data", "buckets", index), size) for index, size in enumerate(recipe.data.buckets or ())]
     for key, size in wanted:
@@ -73,12 +74,10 @@ def _size(recipe: Recipe) -> Found:
                 continue
             below, above = side // unit * unit, (side // unit + 1) * unit
             valid = f"{below} or {above}" if below else str(above)
-            levels = len(denoiser.multipliers)
             yield (
                 key,
-                f"{side} is no multiple of {unit}: the autoencoder makes it {autoencoder.factor} times smaller "
-                f"(autoencoder.downsample), the UNet {denoiser.factor} times (denoiser.multipliers has {levels} levels); "
-                f"nearest: {valid}",
+                f"{side} is no multiple of {unit}: the autoencoder makes it {unit} times smaller (autoencoder.downsample); "
+                f"nearest: {valid}, or autoencoder.pad: true",
             )
 
 
@@ -124,6 +123,36 @@ def _attention(recipe: Recipe) -> Found:
             yield ("denoiser", key), f"has {len(value)} numbers, and denoiser.multipliers has {len(factors)} levels"
 
 
+def _widths(recipe: Recipe) -> Found:
+    """Whole numbers of channels, which `groups` divides where it is given."""
+    found: list[tuple[str, int, Sequence[float], KeyPath, int | None]] = []
+    if not _network_comes_later(recipe):
+        denoiser = recipe.denoiser
+        groups = ("denoiser", "variant", "groups")
+        found.append(("denoiser", denoiser.channels, denoiser.multipliers, groups, denoiser.variant.groups))
+    section = recipe.autoencoder
+    if isinstance(section, Convolutional) and section.from_ is None:
+        multipliers = section.multipliers or (1,)
+        found.append(("autoencoder", section.channels, multipliers, ("autoencoder", "groups"), section.groups))
+    for part, channels, multipliers, key, count in found:
+        widths = [channels, *(channels * multiplier for multiplier in multipliers)]
+        if broken := [
+            width for width in widths if not math.isclose(width, round(width), rel_tol=1e-9) or round(width) < 1
+        ]:
+            yield (
+                (part, "multipliers"),
+                f"{part}.channels {channels} times a multiplier is {broken[0]:g}, no number of channels",
+            )
+        elif count is not None and (odd := [round(width) for width in widths if round(width) % count]):
+            most = math.gcd(*map(round, widths))
+            valid = [number for number in range(1, most + 1) if most % number == 0]
+            nearest = min(valid, key=lambda number: abs(number - count))
+            yield (
+                key,
+                f"{count} does not divide the {odd[0]} channels of a level, as group norms need; nearest: {nearest}",
+            )
+
+
 def _heads(recipe: Recipe) -> Found:
     if _network_comes_later(recipe):
         return
@@ -143,7 +172,7 @@ def _heads(recipe: Recipe) -> Found:
     for level, multiplier in enumerate(denoiser.multipliers):
         if 2**level not in denoiser.attention and level != last:  # the middle has the last level's heads
             continue
-        divisor, width = given[level] if isinstance(given, tuple) else given, denoiser.channels * multiplier
+        divisor, width = given[level] if isinstance(given, tuple) else given, round(denoiser.channels * multiplier)
         if width % divisor:
             valid = [number for number in range(1, width + 1) if width % number == 0]
             nearest = min(valid, key=lambda number: abs(number - divisor))

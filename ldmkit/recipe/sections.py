@@ -20,6 +20,7 @@ from ldmkit.recipe.base import (
 from ldmkit.recipe.guiding import GuidanceOptions, PlainGuidance
 from ldmkit.recipe.training import AutoencoderTrain
 
+Multiplier = Positive | Above
 Portion = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -134,17 +135,18 @@ class Convolutional(AnyAutoencoder):
     downsample: Literal[1, 2, 4, 8, 16, 32] = 4
     image_channels: Positive | None = None
     channels: Positive = 128
-    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
-    blocks: Positive = 2
+    multipliers: Annotated[tuple[Multiplier, ...], Field(min_length=1)] | None = None
+    blocks: PerLevel = 2
     latent_channels: Positive = 3
     attention: tuple[Positive, ...] = ()
     attention_type: Literal["none", "vanilla", "linear"] = "vanilla"
-    middle_attention: bool = False
+    middle_attention: bool | Literal["encoder", "decoder"] = False
     resolution: Positive = 256
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     pad: bool = False
     groups: Positive | None = None
     shortcut: bool = False
+    checkpoint: bool = False
     loss: AutoencoderLoss = Field(default_factory=AutoencoderLoss)
 
     @property
@@ -191,6 +193,9 @@ class Variant(Section):
     plain_attention: bool = False
     groups: Positive | None = None
     classes: Positive | None = None
+    vector: Positive | None = None
+    only_cross_attention: tuple[Positive, ...] = ()
+    time: dict[str, str | float] | None = None
     checkpoint: bool = False
 
 
@@ -199,7 +204,7 @@ class Denoiser(Section):
 
     type: Literal["unet"] = "unet"
     channels: Positive = 32
-    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4)
+    multipliers: Annotated[tuple[Multiplier, ...], Field(min_length=1)] = (1, 2, 4)
     blocks: PerLevel = 2
     attention: tuple[Positive, ...] = (2, 4)
     heads: PerLevel | None = None

@@ -1,5 +1,7 @@
 """Parameter counts and key names of the paper's sixteen autoencoders, without allocating one of them."""
 
+import json
+
 import pytest
 import torch
 
@@ -167,7 +169,54 @@ def test_groups_of_the_norms():
 
     assert [Norm(channels).num_groups for channels in (128, 256, 512)] == [32, 32, 32]
     assert [Norm(channels).num_groups for channels in (3, 8, 24, 32, 64)] == [1, 2, 4, 8, 16]
-    assert [Norm(channels, 32).num_groups for channels in (24, 32, 64)] == [8, 32, 32]
+    assert [Norm(channels, 32).num_groups for channels in (32, 64)] == [32, 32]
+    with pytest.raises(UsageError, match="groups is 32, which does not divide 24 channels"):
+        Norm(24, 32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channels": 32, "multipliers": (1, 1.5, 2), "blocks": (1, 2, 1)},
+        {"channels": 8, "multipliers": (1, 1, 1.5), "middle_attention": "decoder"},
+        {"channels": 8, "multipliers": (1, 1, 1.5), "middle_attention": "encoder", "image_channels": 64},
+    ],
+)
+def test_widths_and_blocks_of_each_level(options):
+    """MONAI's shapes (32, 48, 64) and (8, 8, 12), blocks a level, attention in the middle of one network alone."""
+    model = make("kl", downsample=4, **{"blocks": 1, **options})
+    widths = [round(options["channels"] * multiplier) for multiplier in options["multipliers"]]
+    blocks = options.get("blocks", (1, 1, 1))
+    assert [level.block[-1].conv2.out_channels for level in model.encoder.down] == widths
+    assert [len(level.block) for level in model.encoder.down] == list(blocks)
+    assert [len(level.block) for level in model.decoder.up] == [count + 1 for count in blocks]
+    middle = options.get("middle_attention", False)
+    for name in ("encoder", "decoder"):
+        has = any(key.startswith(f"{name}.mid.attn_1") for key in model.state_dict())
+        assert has == (middle == name)
+    images = torch.rand(1, options.get("image_channels", 3), 16, 16)
+    assert model.decode(model.encode(images)).shape == images.shape
+    again = make(**json.loads(json.dumps(model.config)))
+    assert again.config == model.config
+    again.load_state_dict(model.state_dict())
+
+
+def test_checkpointing_changes_no_number():
+    torch.manual_seed(0)
+    plain = make("kl", channels=8, blocks=1, middle_attention=True).double()
+    lean = make("kl", channels=8, blocks=1, middle_attention=True, checkpoint=True).double()
+    lean.load_state_dict(plain.state_dict())
+    images = torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    kept: dict[str, int] = {}
+    found = {}
+    for name, model in (("plain", plain), ("lean", lean)):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=sizes: to.append(t.nbytes) or t, lambda t: t):
+            loss = model(images).images.square().mean()
+        kept[name] = sum(sizes)
+        found[name] = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    torch.testing.assert_close(found["lean"], found["plain"])
+    assert kept["lean"] < kept["plain"] / 2
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 16])
@@ -182,13 +231,13 @@ def test_image_channels(channels):
     [
         ({"downsample": 3}, "downsample is 3"),
         ({"multipliers": (1, 2)}, "has 3 levels"),
-        ({"image_channels": 17}, "1 to 16"),
-        ({"image_channels": 0}, "1 to 16"),
+        ({"image_channels": 65}, "1 to 64"),
+        ({"image_channels": 0}, "1 to 64"),
         ({"attention": (7,)}, r"they are \[256, 128, 64\]"),
         ({"attention_type": "none", "middle_attention": True}, "contradicts"),
         ({"attention_type": "cross"}, "none, vanilla, linear"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"blocks": 0}, "blocks is 0"),
+        ({"blocks": 0}, "blocks=0"),
         ({"latent_channel": 3}, "latent_channel"),
     ],
 )

@@ -53,7 +53,7 @@ def test_every_verb_has_help(capsys):
         (["run", "superres", "--nope"], "No such option"),
         (["run", "superrs"], "error: superrs: there is no such file and no bundled recipe of that name; did you mean"),
         (["run", "superres", "--set", "train.lrr=3"], "error: --set train.lrr=3: train.lrr: unknown key; did you mean 'lr'?"),
-        (["recipe", "check", "superres", "--set", "data.size=65"], "data.size: 65 is no multiple of 16"),
+        (["recipe", "check", "superres", "--set", "data.size=65"], "data.size: 65 is no multiple of 4"),
         (["recipe", "check", "superres", "--set", "data.type=phtos"], "did you mean 'photos'?"),
         (["plugins", "show", "dimm"], "nothing is registered as 'dimm'; did you mean 'ddim'?"),
         (["plugins", "new", "My_Plugin"], "a plugin cannot be called 'My_Plugin'"),

@@ -66,9 +66,11 @@ def test_all_errors_at_once_in_the_order_of_the_file(errors):
         ("evaluate.0=[3]", "evaluate.0: expected a mapping of keys, got [3]"),
         ("seed=-1", "seed: must be at least 0, got -1"),
         # one key against another
-        ("data.size=66", "66 is no multiple of 16: the autoencoder makes it 4 times smaller (autoencoder.downsample), the "
-         "UNet 4 times (denoiser.multipliers has 3 levels); nearest: 64 or 80"),
-        ("data.size=[64, 8]", "8 is no multiple of 16"),
+        ("data.size=66", "66 is no multiple of 4: the autoencoder makes it 4 times smaller (autoencoder.downsample); "
+         "nearest: 64 or 68"),
+        ("data.size=[64, 7]", "7 is no multiple of 4"),
+        ("denoiser.variant.groups=24", "denoiser.variant.groups: 24 does not divide the 32 channels of a level"),
+        ("denoiser.multipliers=[1, 1.01]", "denoiser.channels 32 times a multiplier is 32.32, no number of channels"),
         ("denoiser.heads=7", "7 does not divide the 64 channels of level 2 (denoiser.channels 32 x 2); nearest: 8"),
         ("denoiser.head_width=48", "48 does not divide the 64 channels of level 2 (denoiser.channels 32 x 2); nearest: 32"),
         ("denoiser.attention=[16]", "no level is down-sampled 16 times; denoiser.multipliers has levels at 1, 2, 4"),

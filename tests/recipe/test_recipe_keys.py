@@ -76,7 +76,9 @@ def test_autoencoder_loss():
 def test_denoiser():
     constructor = without(parameters(UNet), "in_channels", "out_channels", "context_width", "variant")
     assert without(keys(sections.Denoiser), "type", "variant") == constructor
-    assert keys(sections.Variant) == {name: field.default for name, field in UNetVariant.__dataclass_fields__.items()}
+    assert keys(sections.Variant) == {
+        name: plain(field.default) for name, field in UNetVariant.__dataclass_fields__.items()
+    }
 
 
 def test_diffusion():
