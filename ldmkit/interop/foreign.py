@@ -76,15 +76,16 @@ def find(stage: ForeignStage, registry: Registry) -> Found | None:
     return None
 
 
-def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, registry: Registry) -> Found:
+def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, vector: int = 0, registry: Registry) -> Found:
     """The condition as tensors that somebody else encodes: the core works, and what is missing is said."""
-    options = {"tokens": tokens, "length": length if tokens else 0, "vector": 0, "concat": stage.channels}
+    options = {"tokens": tokens, "length": length if tokens else 0, "vector": vector, "concat": stage.channels}
     conditioner = precomputed.PrecomputedConditioner(**options)
     slot = Slot(precomputed.NAME, options, {"value": stage.key}, _origin(precomputed.NAME, registry))
     takes = " and ".join(
         text
         for text in (
             f"tokens (up to {length}, {tokens})" if tokens else "",
+            f"vector ({vector},)" if vector else "",
             f"concat ({stage.channels}, h, w)" if stage.channels else "",
         )
         if text

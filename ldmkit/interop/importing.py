@@ -13,7 +13,7 @@ from ldmkit.interop.compvis.load import import_compvis, import_compvis_autoencod
 from ldmkit.interop.compvis.reader import Imported, Weights
 from ldmkit.interop.diffusers.autoencoder_folder import save_autoencoder
 from ldmkit.interop.diffusers.folders import check_new
-from ldmkit.interop.diffusers.load import import_diffusers, import_diffusers_autoencoder, is_component
+from ldmkit.interop.diffusers.load import import_diffusers, import_diffusers_autoencoder, is_component, is_pipeline
 from ldmkit.interop.model_card import save_hub
 from ldmkit.interop.report import KeyReport
 from ldmkit.plugins import Registry
@@ -46,7 +46,7 @@ def import_to(
     """
     check_new(folder)
     name = Path(source).name
-    pipeline = (Path(source).expanduser() / "model_index.json").is_file()
+    pipeline = is_pipeline(source)
     if pipeline or is_component(source):
         if config is not None or heads is not None or null_class is not None or weights == "raw":
             raise UsageError(

@@ -175,11 +175,12 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"this is no index of a sharded checkpoint: {error}", where=str(index)) from error
     tensors: dict[str, Tensor] = {}
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
             raise CheckpointError(f"the index names the shard {name!r}, which is no file beside it", where=str(index))
         if not (index.parent / name).is_file():
             raise CheckpointError(f"the shard {name} is missing", where=str(index), hint="download all shards")
-        tensors |= _read_safetensors(index.parent / name)
+        shard = index.parent / name
+        tensors |= _read_safetensors(shard) if name.endswith(".safetensors") else read_tensors(shard)
     if lost := [key for key in weight_map if key not in tensors]:
         raise CheckpointError(f"{lost[0]} and {len(lost) - 1} more tensors are in no shard", where=str(index))
     return tensors
