@@ -60,10 +60,9 @@ class Component:
         chosen = "" if "" in variants else "fp16" if "fp16" in variants else variants.pop()
         file = next(file for variant, file in files if variant == chosen)
         others = sorted({variant for variant, _ in files if variant != chosen})
-        if chosen:
-            self.notes.append(f"{self.path.name}: the {chosen} weights are read, there are no others")
-        elif others:
-            self.notes.append(f"{self.path.name}: weights of {', '.join(others)} are there too, and not read")
+        if chosen or others:
+            unread = f"; not read: {', '.join(others)}" if others else ""
+            self.notes.append(f"{self.path.name}: the {chosen or 'plain'} weights are read{unread}")
         return read_tensors(file)
 
     def _files(self) -> list[tuple[str, Path]]:
