@@ -17,6 +17,8 @@ from ldmkit.latent_diffusion import Slot
 from ldmkit.plugins import Registry
 from ldmkit.plugins.options import derived
 
+CLASSES = "ldm.modules.encoders.modules.ClassEmbedder"  # what a table of classes is called in the original
+
 
 @dataclass(frozen=True)
 class Found:
@@ -95,6 +97,15 @@ def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, vector: i
         f"here, and the slot takes what that stage would give, {takes}; install a plugin for it and import again"
     )
     return Found(slot_name(stage.key), slot, conditioner.eval(), (note,), encoded=True)
+
+
+def class_table(table: Tensor, name: str, registry: Registry) -> Found:
+    """A table (rows, width) inside a UNet, added to its time embedding, as a slot `name` by the vector port."""
+    params = {"n_classes": table.shape[0], "null_class": None}
+    stage = ForeignStage(CLASSES, params, name, "vector", 0, {"embedding.weight": table})
+    found = find(stage, registry) or stand_in(stage, vector=table.shape[1], registry=registry)
+    note = f"{name} has {table.shape[0]} rows and none for nothing: without a value the mean of all rows stands in"
+    return replace(found, name=name, notes=found.notes if found.encoded else (*found.notes, note))
 
 
 def slot_name(key: str) -> str:

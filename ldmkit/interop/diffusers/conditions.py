@@ -17,7 +17,6 @@ from ldmkit.interop.diffusers.component import Component
 from ldmkit.plugins import Registry
 
 SUPER_RESOLUTION = "LDMSuperResolutionPipeline"
-CLASSES = "ldm.modules.encoders.modules.ClassEmbedder"
 # Pipelines whose UNet reads channels beside the latent: the slot's name, and what lies in the channels, in their order.
 CONCAT = {
     "Inpaint": ("masked_image", "the mask (1: repainted), then the latent of the masked image"),
@@ -56,7 +55,7 @@ def slots(folder: Path, pipeline: str, widths: Widths, factor: int, registry: Re
     elif widths.concat:
         found.append(_concat(pipeline, widths.concat, registry))
     if widths.table is not None:
-        found.append(_classes(pipeline, widths.table, registry))
+        found.append(foreign.class_table(widths.table, "noise_level" if "Upscale" in pipeline else "class", registry))
     if widths.vector:
         stage = ForeignStage(pipeline, {}, "vector", "vector", 0)
         found.append(foreign.stand_in(stage, vector=widths.vector, registry=registry))
@@ -82,16 +81,6 @@ def _concat(pipeline: str, channels: int, registry: Registry) -> foreign.Found:
     name, what = next((value for key, value in CONCAT.items() if key in pipeline), ("condition", ""))
     found = foreign.stand_in(ForeignStage(pipeline, {}, name, "concat", channels), registry=registry)
     return replace(found, notes=(*found.notes, f"the channels of {found.name}: {what}")) if what else found
-
-
-def _classes(pipeline: str, table: Tensor, registry: Registry) -> foreign.Found:
-    """The class embedding inside the UNet as a slot by the vector port, which is added to the same place."""
-    name = "noise_level" if "Upscale" in pipeline else "class"
-    params = {"n_classes": table.shape[0], "null_class": None}
-    stage = ForeignStage(CLASSES, params, name, "vector", 0, {"embedding.weight": table})
-    found = foreign.find(stage, registry) or foreign.stand_in(stage, vector=table.shape[1], registry=registry)
-    note = f"{name} has {table.shape[0]} rows and none for nothing: without a value the mean of all rows stands in"
-    return replace(found, name=name, notes=found.notes if found.encoded else (*found.notes, note))
 
 
 def text_stage(folder: Path) -> ForeignStage | None:
