@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from torch import nn
@@ -53,6 +54,8 @@ def evaluate(
         figures=tuple(figures),
         n=evaluation.n,
         seed=evaluation.seed,
+        sources=evaluation.sources,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
         sampling=sampling(evaluation),
         unavailable=unavailable,
         pictures=tuple(pictures),

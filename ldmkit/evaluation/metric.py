@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from ldmkit.evaluation.context import Evaluation
@@ -25,6 +25,10 @@ class Metric(ABC):
             return [evaluation.figure("brightness", own, beside={"held-out pictures": real})]
     ```
     """
+
+    looks_at_samples: ClassVar[bool] = (
+        True  # False: it asks model and data alone, so a sweep over sampling need not repeat it
+    )
 
     @abstractmethod
     def compute(self, evaluation: Evaluation) -> list[Figure]:

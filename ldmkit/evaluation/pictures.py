@@ -12,25 +12,30 @@ from ldmkit.evaluation.images import Example, save, sheet, to_pil
 from ldmkit.evaluation.results import Picture
 
 
-def write_pictures(evaluation: Evaluation, folder: Path, *, count: int = 16) -> tuple[Picture, ...]:
-    """Writes `held-out.png` into `folder` (a run's ``samples``), and `nearest.png` where neighbours were measured.
+def write_pictures(
+    evaluation: Evaluation, folder: Path, *, count: int = 16, run: Path | None = None
+) -> tuple[Picture, ...]:
+    """Writes `held-out.png` into `folder`, and `nearest.png` where neighbours were measured.
 
-    Returns what `Results.pictures` holds. The first `count` rows of the evaluation are shown: nothing is selected.
+    Returns what `Results.pictures` holds, with names relative to `run` (default: the directory that `folder` is in). The first
+    `count` rows of the evaluation are shown: nothing is selected.
     """
+    place = folder.relative_to(run or folder.parent).as_posix()
+    place = "" if place == "." else f"{place}/"
     count = min(count, evaluation.distinct)
     save(sheet(held_out_examples(evaluation, count), title="Held-out conditions"), folder / "held-out.png")
     sampled = (
         f"The first {count} held-out pictures in a fixed order, each sample with its own fixed seed from {evaluation.seed}; "
         "nothing is selected."
     )
-    pictures = [Picture(f"{folder.name}/held-out.png", "Samples for held-out conditions", sampled)]
+    pictures = [Picture(f"{place}held-out.png", "Samples for held-out conditions", sampled)]
     if evaluation.neighbours is not None:
         save(
             sheet(neighbour_examples(evaluation, min(8, count)), title="Nearest training pictures"),
             folder / "nearest.png",
         )
         caption = "Samples beside the training picture nearest to each of them."
-        pictures.append(Picture(f"{folder.name}/nearest.png", "Does it copy?", caption))
+        pictures.append(Picture(f"{place}nearest.png", "Does it copy?", caption))
     return tuple(pictures)
 
 

@@ -288,18 +288,19 @@ def _say_finished(screen: Console, result: Run, changed: list[Difference]) -> No
 
 
 def _say_end(screen: Console, result: Run, lines: list[str], seconds: float) -> None:
+    from ldmkit.evaluation import conclusion
+    from ldmkit.evaluation.next_commands import next_commands
+
     screen.note("")
-    for line in lines:
-        screen.note(f"  {line}")
+    for text in lines:
+        screen.note(f"  {text}")
+    if said := conclusion(result.results):
+        screen.note(f"  {said}")
     screen.note("")
     screen.note(f"done in {duration(seconds)}; everything is in {result.path}")
-    commands = [
-        (f"ldmkit sample {result.path} -n 4", "more pictures"),
-        (f"ldmkit evaluate {result.path}", "the figures again"),
-        (f"ldmkit export {result.path} --format hub --to DIR", "with a model card, to share"),
-    ]
     screen.table([("report", str(result.report)), ("samples", str(result.path / "samples"))])
     screen.note("next:")
-    width = max(len(command) for command, _ in commands)
-    for command, why in commands:
-        screen.note(f"  {command:<{width}}  # {why}")
+    commands = next_commands(str(result.path), result.recipe.resolved(), result.results)
+    width = max(len(line.command) for line in commands)
+    for line in commands:
+        screen.note(f"  {line.command:<{width}}  # {line.why}")

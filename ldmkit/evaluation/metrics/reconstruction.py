@@ -1,4 +1,4 @@
-"""What the autoencoder keeps of a picture: the bound of everything painted in its latent space."""
+"""What the autoencoder keeps of an image."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Reconstruction(Metric):
         net, weights: of LPIPS; `weights` null leaves LPIPS out.
     """
 
+    looks_at_samples = False
+
     def __init__(self, *, net: Backbone = "alex", weights: str | None = "random") -> None:
         self.net, self.weights = net, weights
 
     def compute(self, evaluation: Evaluation) -> list[Figure]:
         truth, decoded = evaluation.truth, evaluation.reconstructions
-        note = (
-            "Held-out pictures after encoding and decoding: no sample in this latent space can be closer to the truth."
-        )
+        note = "Held-out images after encoding and decoding: what the autoencoder alone loses of them."
         figures = [
             evaluation.figure(
-                "reconstruction-psnr", psnr(decoded, truth), title="autoencoder PSNR", unit="dB", note=note
+                "reconstruction-psnr", psnr(decoded, truth), title="reconstruction PSNR", unit="dB", note=note
             ),
-            evaluation.figure("reconstruction-ssim", ssim(decoded, truth), title="autoencoder SSIM", note=note),
+            evaluation.figure("reconstruction-ssim", ssim(decoded, truth), title="reconstruction SSIM", note=note),
         ]
         if self.weights is not None:
             network = perceptual_network(self.net, self.weights).to(evaluation.device)
@@ -37,7 +37,7 @@ class Reconstruction(Metric):
                 evaluation.figure(
                     "reconstruction-lpips",
                     perceptual_distance(network, decoded, truth, evaluation),
-                    title=f"autoencoder {network.label}",
+                    title=f"reconstruction {network.label}",
                     better="lower",
                     note=f"{note} {STAND_IN}" if self.weights == "random" else note,
                 )

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ldmkit.evaluation.report import figures, sections
+from ldmkit.evaluation.report import evaluations, figures, sections
 from ldmkit.evaluation.report.record import Record, read
 from ldmkit.evaluation.report.tables import duration
 
@@ -46,6 +46,7 @@ def page(record: Record, place: str) -> str:
         ("alarms", "Alarms", sections.alarms(record)),
         ("pictures", "Pictures", sections.pictures(record)),
         ("figures", "Figures", figures.figures(record)),
+        ("evaluations", "Other settings", evaluations.evaluations(record)),
         ("training", "Training", sections.training(record)),
         ("model", "Model", sections.model(record)),
         ("data", "Data", sections.data(record)),
