@@ -45,6 +45,8 @@ from ldmkit.training.probe import probe
 from ldmkit.training.stop import Stop
 from ldmkit.training.threads import Threads
 
+HELD_OUT = 2**28  # bytes of held-out samples that stay in memory: far more than any stage asks for
+
 
 @dataclass
 class Stages:
@@ -106,10 +108,13 @@ class Stages:
 
     @cached_property
     def data(self) -> tuple[Dataset, Dataset]:
-        """What is trained on, and what is held out."""
+        """What is trained on, and what is held out; a sample that is the same in every epoch is decoded and cut once."""
         train, validation = datasets(self.recipe, self.registry)
         train.listener = validation.listener = self.bad_samples
-        return (Remembered(train) if train.finite else train), validation
+        return (
+            Remembered(train) if train.finite else train,
+            Remembered(validation, largest=HELD_OUT) if validation.finite else validation,
+        )
 
     def checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
         """The checkpoints of a stage; leftovers of a process that died are removed."""
