@@ -1,8 +1,8 @@
 """Two small checkpoints in the released models' format, and what the original implementation computed from them.
 
 Random weights that are bfloat16 numbers, so that 7.6 MB hold them exactly. In `tests/data/compvis/NAME.zip`: the configuration;
-the shapes of raw weights, in their order; the weights' bits, high and low bytes apart; what is to be added to the bits of the UNet's
-to get those of its averages; the checkpoint's other tensors; and `io.safetensors`: inputs, and outputs of every stage.
+the shapes of raw weights, in their order; the weights' bits, high and low bytes apart; what is to be added to the bits of the
+UNet's to get those of its averages; the checkpoint's other tensors; and `io.safetensors`: inputs, and outputs of every stage.
 """
 
 from __future__ import annotations
