@@ -24,6 +24,7 @@ from ldmkit.messages import tensor_differences
 from ldmkit.plugins import Registry
 
 STEM = "input_blocks.0.0.weight"
+SHORTCUT = "shortcut.conv.weight"
 
 
 @dataclass
@@ -74,7 +75,7 @@ def initialise(
             done.notes.append("the autoencoder is not the source's: its weights know other latents")
         _denoiser(model, source, done, where)
         _conditioners(model.conditioners, source.conditioners, done, where)
-        _stem(model, source, where)
+        _inputs(model, source, where)
         if model.diffusion.logvar is not None and source.diffusion.logvar is not None:
             _copy(model.diffusion, source.diffusion, "learned variance", where)
     if model.diffusion.schedule.config != source.diffusion.schedule.config:
@@ -185,19 +186,35 @@ def _other_blocks(what: str, where: str) -> CheckpointError:
     )
 
 
-def _stem(model: LatentDiffusion, source: LatentDiffusion, where: str) -> None:
-    """The first convolution: each condition's channels to where they are here, zero for those of new conditions."""
+def _inputs(model: LatentDiffusion, source: LatentDiffusion, where: str) -> None:
+    """What reads the UNet's input channels: each condition's to where they are here, zero for those of new conditions."""
     ours, theirs = model.denoiser.get_parameter(STEM), source.denoiser.get_parameter(STEM)
     if ours.shape[0] != theirs.shape[0]:
         raise _other_blocks(f"its stem is {ours.shape[0]} wide and the source's {theirs.shape[0]}", where)
+    _moved(model, source, STEM, dim=1)
+    _moved(model, source, STEM.replace("weight", "bias"))
+    if source.denoiser.shortcut is None:
+        return  # one that is added starts as zero
+    if model.denoiser.shortcut is None:
+        raise _other_blocks("it lacks the source's linear shortcut (denoiser.shortcut)", where)
+    _moved(model, source, SHORTCUT, dim=1)
+    _moved(model, source, SHORTCUT.replace("weight", "bias"))
+    _moved(model, source, "shortcut.scale.weight", dim=0)
+    _moved(model, source, "shortcut.scale.bias", dim=0)
+
+
+def _moved(model: LatentDiffusion, source: LatentDiffusion, name: str, *, dim: int | None = None) -> None:
+    """The source's parameter here; `dim` is that of the input channels, where it has one."""
+    ours, theirs = model.denoiser.get_parameter(name), source.denoiser.get_parameter(name)
+    if dim is None:
+        ours.copy_(theirs)
+        return
+    ours.zero_()
     places, found = _channels(model), _channels(source)
-    fresh = torch.zeros_like(ours)
-    for name, place in places.items():
-        if name in found:
-            fresh[:, place] = theirs[:, found[name]]
-    ours.copy_(fresh)
-    bias = STEM.replace("weight", "bias")
-    model.denoiser.get_parameter(bias).copy_(source.denoiser.get_parameter(bias))
+    for slot, place in places.items():
+        if slot in found:
+            length = place.stop - place.start
+            ours.narrow(dim, place.start, length).copy_(theirs.narrow(dim, found[slot].start, length))
 
 
 def _channels(model: LatentDiffusion) -> dict[str, slice]:

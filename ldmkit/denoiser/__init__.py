@@ -4,6 +4,7 @@ from ldmkit.denoiser.attention import AttentionBlock, CrossAttention
 from ldmkit.denoiser.embedding import timestep_embedding
 from ldmkit.denoiser.layers import Context, Downsample, Stage, Stem, Upsample, group_norm, zeroed
 from ldmkit.denoiser.residual import ResidualBlock
+from ldmkit.denoiser.shortcut import LinearShortcut
 from ldmkit.denoiser.transformer import FeedForward, SpatialTransformer, TransformerBlock
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "CrossAttention",
     "Downsample",
     "FeedForward",
+    "LinearShortcut",
     "ResidualBlock",
     "SpatialTransformer",
     "Stage",

@@ -17,6 +17,7 @@ from ldmkit.denoiser import (
     AttentionBlock,
     Context,
     Downsample,
+    LinearShortcut,
     ResidualBlock,
     SpatialTransformer,
     Stage,
@@ -44,6 +45,8 @@ class UNet(nn.Module):
     context_width: width of the tokens; None builds a UNet that takes no tokens (self-attention alone).
     transformer_depth: transformer blocks in each attention.
     dropout: probability, in residual blocks and transformers.
+    shortcut: a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No released model
+        has it.
     config: the constructor's arguments as JSON values, so that ``UNet(**unet.config)`` builds it again.
     vector_width: width of the vector port, that of the time embedding unless the variant says another.
     reduction: height and width of the input are multiples of it: 1, as any size is halved.
@@ -65,6 +68,7 @@ class UNet(nn.Module):
         context_width: int | None = None,
         transformer_depth: PerLevel = 1,
         dropout: float = 0.0,
+        shortcut: bool = False,
         variant: Variant | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -83,6 +87,7 @@ class UNet(nn.Module):
             "context_width": context_width,
             "transformer_depth": plain(transformer_depth),
             "dropout": dropout,
+            "shortcut": shortcut,
             "variant": self.variant.to_dict(),
         }
         self.in_channels, self.out_channels, self.context_width = in_channels, out_channels, context_width
@@ -108,6 +113,7 @@ class UNet(nn.Module):
             nn.SiLU(),
             zeroed(nn.Conv2d(levels[0].width, out_channels, 3, padding=1)),
         )
+        self.shortcut = LinearShortcut(in_channels, out_channels, self.vector_width) if shortcut else None
 
     def _down(self, levels: Sequence[Level], skips: list[int]) -> Iterator[Stage]:
         """The encoder's stages; the width that each hands to the decoder is appended to `skips`."""
@@ -202,7 +208,8 @@ class UNet(nn.Module):
         if labels is not None:
             embedding = embedding + self.label_emb(labels)
         context = Context(embedding, tokens, None if mask is None else mask[:, None, None, :])
-        return self.out(self._run(x, context))  # type: ignore[no-any-return]
+        output: Tensor = self.out(self._run(x, context))
+        return output if self.shortcut is None else output + self.shortcut(x, embedding)
 
     def _run(self, h: Tensor, context: Context) -> Tensor:
         checkpointed = self.checkpointing and torch.is_grad_enabled()

@@ -71,9 +71,11 @@ class Data(Component):
 
 
 class Perceptual(Section):
-    """LPIPS (Zhang et al. 2018). `weights` names where the backbone's come from: `random` needs no download."""
+    """LPIPS (Zhang et al. 2018) on `alex`, `vgg` or `squeeze`; `efficientnet-lite0` is the same distance on a backbone that is
+    installed with the extra `samples`. `weights` names where the backbone's come from: `random` needs no download.
+    """
 
-    net: Literal["alex", "vgg", "squeeze"] = "vgg"
+    net: Literal["alex", "vgg", "squeeze", "efficientnet-lite0"] = "vgg"
     weights: str = "imagenet"
     weight: NotNegative = 1.0
 
@@ -200,7 +202,10 @@ class Variant(Section):
 
 
 class Denoiser(Section):
-    """The UNet. Its channels in and out and its token width follow from the autoencoder and the conditioners."""
+    """The UNet. Its channels in and out and its token width follow from the autoencoder and the conditioners.
+
+    `shortcut`: a linear way from its input to its output, each input channel scaled by what the timestep says.
+    """
 
     type: Literal["unet"] = "unet"
     channels: Positive = 32
@@ -211,6 +216,7 @@ class Denoiser(Section):
     head_width: PerLevel | None = None
     transformer_depth: PerLevel = 1
     dropout: Share = 0.0
+    shortcut: bool = False
     variant: Variant = Field(default_factory=Variant)
 
     @property

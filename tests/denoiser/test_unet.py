@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmkit.denoiser import Context, SpatialTransformer, TransformerBlock, group_norm
+from ldmkit.denoiser import Context, SpatialTransformer, TransformerBlock, group_norm, timestep_embedding
 from ldmkit.denoiser.unet import UNet, Variant
 from ldmkit.errors import UsageError
 
@@ -56,6 +57,35 @@ def test_concat_is_joined_after_the_latent() -> None:
     x, t = noisy(channels=3)
     concat = torch.randn(2, 2, 8, 8)
     close(network(x, t, concat=concat), network(torch.cat([x, concat], dim=1), t))
+
+
+def test_the_shortcut_adds_a_scaled_convolution_of_latent_and_concat() -> None:
+    """Against its formula, written out: sum over inputs i of conv_oi * (x_i (1 + a_i . e + b_i))."""
+    network = unet(in_channels=5, shortcut=True).double()
+    plain = UNet(**{**BASE, "in_channels": 5}).double()
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("shortcut.")})
+    x, t = noisy()
+    x, concat = x.double(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    vector = torch.randn(2, 64, dtype=torch.float64)
+    way = network.get_submodule("shortcut")
+    embedding = network.time_embed(timestep_embedding(t, 16).double()) + vector
+    scale = 1 + embedding @ way.get_parameter("scale.weight").T + way.get_parameter("scale.bias")
+    linear = F.conv2d(
+        torch.cat([x, concat], 1) * scale[:, :, None, None],
+        way.get_parameter("conv.weight"),
+        way.get_parameter("conv.bias"),
+        padding=1,
+    )
+    expected = plain(x, t, concat=concat, vector=vector) + linear
+    torch.testing.assert_close(network(x, t, concat=concat, vector=vector), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_fresh_shortcut_adds_nothing_and_learns() -> None:
+    network = UNet(**BASE, shortcut=True)
+    assert not network(*noisy()).any()
+    (network(*noisy()) - 1).square().mean().backward()
+    assert network.get_parameter("shortcut.conv.weight").grad.any()
+    assert not any(name.startswith("shortcut") for name in UNet(**BASE).state_dict())
 
 
 def test_a_masked_token_is_no_token() -> None:

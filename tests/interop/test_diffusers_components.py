@@ -296,6 +296,7 @@ def test_attention_of_older_folders_is_read():
             {"attention": (2,), "heads": 1, "context_width": 8, "variant": {**G8, "plain_attention": True}},
             "plain attention beside",
         ),
+        ({"attention": (2,), "heads": 1, "variant": G8, "shortcut": True}, "UNet has a linear shortcut"),
         (
             {"attention": (2,), "heads": 1, "context_width": 8, "variant": {**G8, "resample_blocks": True}},
             "resamples in residual blocks",

@@ -123,6 +123,8 @@ def _unet(unet: UNet) -> Json:
     config, variant, levels = unet.config, unet.variant, resolve_levels(unet.config)
     if variant.plain_attention:
         raise refuse("its UNet has plain attention beside its transformers")
+    if config["shortcut"]:
+        raise refuse("its UNet has a linear shortcut (denoiser.shortcut)")
     attending = [level for i, level in enumerate(levels) if level.attends or i == len(levels) - 1]
     counts, widths = {level.heads for level in attending}, {level.width // level.heads for level in attending}
     if len(counts) > 1 and len(widths) > 1:

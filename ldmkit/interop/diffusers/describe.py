@@ -49,6 +49,8 @@ def unet_to(unet: UNet, sample_size: int | tuple[int, int]) -> tuple[str, Json]:
         raise refuse("its transformers read no tokens, and UNet2DConditionModel cannot do without")
     if variant.plain_attention:
         raise refuse("it has plain attention beside its transformers")
+    if config["shortcut"]:
+        raise refuse("its UNet has a linear shortcut (denoiser.shortcut)")
     levels = resolve_levels(config)
     groups = _groups(unet, "UNet")
     common: Json = {
