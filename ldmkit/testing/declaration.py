@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from typing import Any
 
@@ -112,9 +111,7 @@ def recorded_options(conditioner: Conditioner) -> dict[str, Any] | None:
 
 
 def derived_arguments(conditioner: Conditioner) -> dict[str, Any]:
-    """Parameters annotated `LatentSpec`, with the kit's latent space."""
+    """Parameters annotated `LatentSpec`, filled with the kit's latent space as `build` fills them with the model's."""
     from ldmkit.testing.subject import LATENT
 
-    parameters = inspect.signature(type(conditioner).__init__).parameters
-    names = options.derived(type(conditioner))
-    return {name: LATENT for name in names if parameters[name].default is inspect.Parameter.empty}
+    return dict.fromkeys(options.derived(type(conditioner)), LATENT)
