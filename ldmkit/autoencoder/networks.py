@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldmkit.autoencoder.config import NetworkConfig
+from ldmkit.autoencoder.cosine_code import cosine_code
 from ldmkit.autoencoder.layers import Downsample, Norm, ResnetBlock, Upsample, attention, silu
 
 
@@ -82,10 +83,10 @@ class Encoder(nn.Module):
     """Image (b, image_channels, h, w) -> (b, outputs, h / f, w / f); `down.0` is full resolution.
 
     With `config.shortcut`, the first `latent_channels` of the outputs are what the convolutions add to a linear map of the f x f
-    pixels that a latent stands for; the decoder has the map back. A linear code is learned in a few hundred steps and holds for
-    colours that training did not show, which group norms, each relative to its own image, learn slowly. The idea of a linear way
-    beside down- and upsampling is that of residual autoencoding (Chen et al. 2024, arXiv 2410.10733), where nothing in it is
-    learned.
+    pixels that a latent stands for; the decoder has the map back. The map starts as `cosine_code` and the convolutions add
+    nothing yet, so that training starts at a good linear code and goes on from there. A linear code holds for colours that
+    training did not show, which group norms, each relative to its own image, learn slowly. The idea of a linear way beside down-
+    and upsampling is that of residual autoencoding (Chen et al. 2024, arXiv 2410.10733), where nothing in it is learned.
     """
 
     def __init__(self, config: NetworkConfig, outputs: int) -> None:
@@ -102,6 +103,9 @@ class Encoder(nn.Module):
         self.checkpointing = config.checkpoint  # changes no number: to be switched at will
         self.factor, pixels = config.downsample, config.image_channels * config.downsample**2
         self.shortcut = nn.Conv2d(pixels, config.latent_channels, 1) if config.shortcut else None
+        if self.shortcut is not None:
+            start_as(self.shortcut, _code(config))
+            start_as(self.conv_out, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, image_channels, h, w) -> (b, outputs, h / f, w / f)."""
@@ -139,6 +143,9 @@ class Decoder(nn.Module):
         self.checkpointing = config.checkpoint
         self.factor, pixels = config.downsample, config.image_channels * config.downsample**2
         self.shortcut = nn.Conv2d(config.latent_channels, pixels, 1) if config.shortcut else None
+        if self.shortcut is not None:
+            start_as(self.shortcut, _code(config).T)
+            start_as(self.conv_out, None)
 
     def forward(self, z: Tensor) -> Tensor:
         """(b, latent_channels, h, w) -> (b, image_channels, f h, f w)."""
@@ -161,6 +168,21 @@ def recomputed(level: nn.Module, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return level(x)  # type: ignore[no-any-return]
     return checkpoint(level, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def start_as(convolution: nn.Conv2d, matrix: Tensor | None) -> None:
+    """Sets a 1x1 convolution to `matrix` (out, in), or any to zero; no bias."""
+    if convolution.bias is not None:
+        convolution.bias.zero_()
+    if matrix is None:
+        convolution.weight.zero_()
+    else:
+        convolution.weight.copy_(matrix[:, :, None, None])
+
+
+def _code(config: NetworkConfig) -> Tensor:
+    return cosine_code(config.image_channels, config.downsample, config.latent_channels)
 
 
 def _widths(inputs: int, outputs: int, blocks: int) -> list[tuple[int, int]]:
