@@ -17,6 +17,7 @@ PACKAGE = ROOT / "ldmkit"
 LAYERS = """
 errors messages random hub images
 plugins recipe
+image_features
 schedules denoiser autoencoder conditioning
 diffusion guidance samplers
 latent_diffusion
