@@ -45,8 +45,8 @@ class UNet(nn.Module):
     context_width: width of the tokens; None builds a UNet that takes no tokens (self-attention alone).
     transformer_depth: transformer blocks in each attention.
     dropout: probability, in residual blocks and transformers.
-    shortcut: a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No released model
-        has it.
+    shortcut: a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No
+        released model has it.
     config: the constructor's arguments as JSON values, so that ``UNet(**unet.config)`` builds it again.
     vector_width: width of the vector port, that of the time embedding unless the variant says another.
     reduction: height and width of the input are multiples of it: 1, as any size is halved.

@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 import yaml
 
 from ldmkit.errors import LdmkitError, RecipeError, ResourceError
+from ldmkit.plugins import Registry
+from ldmkit.recipe import load as load_recipe
 from ldmkit.training.checkpointing.lock import Lock, unwritable
 from ldmkit.training.checkpointing.lock import now as now  # the time in every file of a run
 
@@ -145,13 +147,17 @@ class RunDirectory:
         folder = self.path / CHECKPOINTS
         return folder.is_dir() and any(folder.iterdir())
 
-    def check(self, resolved: Mapping[str, Any]) -> list[Difference]:
+    def check(self, resolved: Mapping[str, Any], registry: Registry | None = None) -> list[Difference]:
         """What differs from the recipe the run was started with; all of it is allowed.
+
+        A key that the version which began the run did not know counts as its default; with `registry`, also a plugin's.
 
         Raises:
             RecipeError: the model or the data changed; the keys and the ways out are named.
         """
         before = self.recipe() if self.begun else None
+        if before is not None:
+            before = _with_new_defaults(before, self.path / RECIPE, registry)
         found = differences(_without_learned(before, resolved), resolved) if before is not None else []
         if refused := [d for d in found if not d.allowed]:
             listed = "\n".join(f"    {difference}" for difference in refused)
@@ -209,6 +215,22 @@ def differences(before: Any, after: Any, key: str = "") -> list[Difference]:
             found += differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
         return found
     return [] if _plain(before) == _plain(after) else [Difference(key, before, after)]
+
+
+def _with_new_defaults(before: Mapping[str, Any], path: Path, registry: Registry | None) -> dict[str, Any]:
+    """`before`, the recipe in the file `path`, with the defaults of the keys that it does not have."""
+    try:
+        return _filled(before, load_recipe(path, registry=registry).resolved())
+    except LdmkitError:  # it is of another version, or a plugin of then is not here: compared as it stands
+        return dict(before)
+
+
+def _filled(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {**defaults, **value}
+    for key, inner in value.items():
+        if isinstance(inner, dict) and isinstance(defaults.get(key), dict):
+            filled[key] = _filled(inner, defaults[key])
+    return filled
 
 
 def _without_learned(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

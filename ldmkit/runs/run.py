@@ -112,7 +112,7 @@ def run(
             screen = Console(enabled=False)
         directory = RunDirectory(path, fresh=fresh, holder=ranks.first)
         ranks.decide(lambda: bool(stack.enter_context(directory)))
-        changed, finished = ranks.decide(lambda: _compared(directory, asked, ranks))
+        changed, finished = ranks.decide(lambda: _compared(directory, asked, ranks, registry))
         if directory.moved is not None:
             screen.note(f"the old run is now {directory.moved}")
         if finished:
@@ -125,7 +125,9 @@ def run(
     return result
 
 
-def _compared(directory: RunDirectory, recipe: Recipe, ranks: Ranks) -> tuple[list[Difference], bool]:
+def _compared(
+    directory: RunDirectory, recipe: Recipe, ranks: Ranks, registry: Registry
+) -> tuple[list[Difference], bool]:
     """What changed since the run began, and whether it is finished."""
     for section in ("train", "autoencoder.train"):
         settings = recipe.train if section == "train" else recipe.autoencoder.train
@@ -137,7 +139,7 @@ def _compared(directory: RunDirectory, recipe: Recipe, ranks: Ranks) -> tuple[li
                 "batch",
                 hint=f"`batch` is that of all processes together; {' or '.join(map(str, fits))} can be shared",
             )
-    changed = directory.check(recipe.resolved())
+    changed = directory.check(recipe.resolved(), registry)
     finished = _finished(directory, recipe, changed)
     longer = next((d for d in changed if d.key == "autoencoder.train.steps" and d.now > (d.was or 0)), None)
     if finished and longer is not None:
