@@ -26,6 +26,8 @@ SAMPLERS = (
     "lms",
     "unipc",
     "deis",
+    "lcm",
+    "tcd",
 )
 METRICS = {
     "psnr": "PSNR",

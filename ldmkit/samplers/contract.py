@@ -21,8 +21,15 @@ Callback = Callable[[int, int, Tensor, Tensor], None]
 Generators = Sequence[Generator] | None
 
 
-def begin(noise: Tensor, grid: Grid) -> Tensor:
-    """x at the first timestep: float64 for float64 noise, else float32 whatever the network's precision."""
+def begin(noise: Tensor, grid: Grid, *, strided: bool = False) -> Tensor:
+    """x at the first timestep: float64 for float64 noise, else float32 whatever the network's precision.
+
+    Raises UsageError for a grid whose steps end elsewhere than the next begin, unless the sampler is `strided`.
+    """
+    if grid.ends and not strided:
+        raise UsageError(
+            "whole_strides is how ddim and plms step, and no other sampler", hint="leave whole_strides out"
+        )
     return (noise if noise.dtype == torch.float64 else noise.float()) * grid.scale
 
 
@@ -52,10 +59,13 @@ def noise_of(x: Tensor, generators: Generators) -> Tensor:
     return normal(generators, x.shape[1:]).to(x)
 
 
-def order_at(i: int, grid: Grid, order: int) -> int:
-    """The order of step `i` of a multistep solver: what is remembered allows, lower at the end of few steps or on the data."""
+def order_at(i: int, grid: Grid, order: int, lower_order_final: bool) -> int:
+    """The order of step `i` of a multistep solver: what is remembered allows, 1 in the step that ends on the data.
+
+    `lower_order_final`: also falling to 1 at the end of fewer than 15 steps.
+    """
     left = len(grid) - i
-    if len(grid) < 15:
+    if lower_order_final and len(grid) < 15:
         order = min(order, left)
     elif left == 1 and grid.clean:
         order = 1

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.contract import Callback, Generators, ancestral, begin, noise_of, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 

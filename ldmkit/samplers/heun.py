@@ -8,8 +8,9 @@ from torch import Tensor
 from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.churn import Churn
 from ldmkit.samplers.contract import Callback, Generators, begin, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.ode_coordinates import Frame
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
