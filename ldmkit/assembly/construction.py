@@ -195,8 +195,14 @@ class _Lazy:
     def __init__(self, name: str, registry: Registry) -> None:
         self.name, self.registry = name, registry
 
+    @property
+    def __wrapped__(self) -> Sampler:
+        """The sampler itself, for whoever reads its options."""
+        loaded: Sampler = self.registry.samplers.load(self.name)
+        return loaded
+
     def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
-        result: torch.Tensor = self.registry.samplers.load(self.name)(*args, **options)
+        result: torch.Tensor = self.__wrapped__(*args, **options)
         return result
 
 

@@ -86,7 +86,7 @@ def command(
     come to its end gives its newest checkpoint.
     """
     given, against = pairs(conditions, "--condition"), negatives(negative)
-    scale, pixels, own = guidance_of(guidance), size_of(size), values(options, "--option")
+    scale, pixels, own = guidance_of(guidance), size_of(size), sampler_options(options)
     method = values(guidance_options, "--guidance-option")
     more: dict[str, Any] = {"guidance_options": method or None, "image": init_image, "strength": strength, "mask": mask}
 
@@ -121,6 +121,27 @@ def command(
         echo_json({**found, "progress": str(folder / PROGRESS)} if way else found)
     else:
         click.echo(f"{len(pictures)} pictures in {folder}; all at once: {written[0]}")
+
+
+# What `sample` takes beside the sampler's options, where the command line has another way to say it, or none.
+_OTHERWISE = {
+    **{
+        name: f"--{name}"
+        for name in ("count", "size", "sampler", "steps", "guidance", "negative", "strength", "mask", "seed")
+    },
+    **{"values": "--condition", "guidance_options": "--guidance-option", "image": "--init-image"},
+    **dict.fromkeys(("likelihood", "noise", "output", "callback")),
+}
+
+
+def sampler_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`--option`: the sampler's own options, and `clip`. Raises a usage error for what is another flag's."""
+    own = values(texts, "--option")
+    for name in own:
+        if name in _OTHERWISE:
+            instead = f"say {_OTHERWISE[name]}" if _OTHERWISE[name] else "it is Python's alone"
+            raise click.UsageError(f"--option {name}: that is no option of a sampler; {instead}")
+    return own
 
 
 PROGRESS = "progress.png"

@@ -19,9 +19,10 @@ from ldmkit.errors import DataError, UsageError
 from ldmkit.guidance import Guidance, Likelihood
 from ldmkit.latent_diffusion import sampling, serialization, user_images
 from ldmkit.latent_diffusion.draws import Draws, Slot
+from ldmkit.latent_diffusion.sampler_options import GRID, whole_number
 from ldmkit.latent_diffusion.sampling import Negative, Settings
 from ldmkit.random import generators, normal, sample_generators, uniform
-from ldmkit.samplers import Callback, Sampler, invert
+from ldmkit.samplers import Callback, Clip, Sampler, invert
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,8 +38,8 @@ class LatentDiffusion(nn.Module):
         diffusion: schedule, prediction and objective.
         size: the training image's (h, w) in pixels.
         samplers: name -> sampler, for `sample(sampler=name)`.
-        sampling: defaults of `sample`: ``sampler``, ``steps``, ``guidance``, ``guidance_options``, ``negative`` and the sampler's
-            options.
+        sampling: defaults of `sample`: ``sampler``, ``steps``, ``guidance``, ``guidance_options``, ``negative``, ``clip`` and the
+            sampler's options.
         slots: where each conditioner came from.
         loader: (path, weights) -> another model, for autoguidance by a path.
     """
@@ -244,6 +245,7 @@ class LatentDiffusion(nn.Module):
         guidance: Guidance | None = None,
         guidance_options: str | Mapping[str, Any] | None = None,
         negative: Negative | None = None,
+        clip: Clip = None,
         likelihood: Likelihood | None = None,
         image: Any = None,
         strength: float | None = None,
@@ -266,6 +268,8 @@ class LatentDiffusion(nn.Module):
                 plain, none. Guidance is a number, an ordered mapping slot -> scale, or an expression over subsets
                 (`ldmkit.guidance.parse`); its options a method, or a mapping of `type` and options (`guidance.make_method`).
             negative: slot -> value that stands in for the slot's null; for perp-neg also a sequence of such mappings.
+            clip: bounds on the predicted x_0, for models of pixels: True for [-1, 1], a number for [-r, r], a mapping of
+                `quantile` and `max` for dynamic thresholding, False for none (`samplers.clipped`); default: as saved, else none.
             likelihood: a log-likelihood from outside to climb.
             image: the picture to start from (`pictures.read`): with `strength` alone it is varied (img2img), with a `mask` a part
                 of it is painted anew.
@@ -276,7 +280,8 @@ class LatentDiffusion(nn.Module):
             noise: x_T (b, c, h, w), instead of a drawn one; `noise` and `invert` make some.
             output: "pil" images, a "tensor" (b, c, h, w) in [-1, 1], or the scaled "latent".
             callback: called after each step with (steps done, steps in all, x_t, the x_0 predicted in it), scaled latents.
-            options: the sampler's own (``eta`` ...).
+            options: the sampler's own (``eta`` ...), checked as a recipe's are. What is left out is as the model was saved while
+                the sampler is; a `spacing` and `clean` that were chosen there hold for every sampler.
         """
         if count is None and values is None and image is not None:
             count = user_images.rows(image)
@@ -297,6 +302,7 @@ class LatentDiffusion(nn.Module):
             guidance=guidance,
             guidance_options=guidance_options,
             negative=negative,
+            clip=clip,
             likelihood=likelihood,
             known=None if start is None else self._encoded(start),
             strength=strength,
@@ -332,13 +338,13 @@ class LatentDiffusion(nn.Module):
     ) -> Tensor:
         """Scaled latents (b, c, h, w) for prepared conditions. `settings` are those of `sampling.Settings`."""
         size = size or self.size
-        sources = sample_generators(seed, len(batch))
+        sources = sample_generators(whole_number("seed", seed), len(batch))
         # Drawn in any case, so that a given noise leaves the later draws as they are.
         drawn = normal(sources, self.latent_shape(self.paintable(size)))
         if noise is not None and noise.shape != drawn.shape:
             raise UsageError(f"noise of shape {tuple(noise.shape)}; here it is {tuple(drawn.shape)}")
         start = (drawn if noise is None else noise).to(self.device)
-        asked = Settings(**{**settings, "options": settings.get("options") or {}}).completed(self.sampling)
+        asked = Settings(**{**settings, "options": settings.get("options") or {}}).completed(self)
         with _evaluating(self):
             return sampling.sample(self, batch, start, size, asked, sources)
 
@@ -366,13 +372,14 @@ class LatentDiffusion(nn.Module):
         """
         given = user_values.rows(values, None if values is not None else user_images.rows(image))
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
-        saved = Settings(steps=steps, guidance=1.0, guidance_options="plain", negative={}).completed(self.sampling)
-        grid = {k: v for k, v in saved.options.items() if k in ("spacing", "clean") and saved.sampler == "ddim"}
+        asked = Settings(sampler="ddim", steps=steps, guidance=1.0, guidance_options="plain", negative={})
+        saved = asked.completed(self)
+        grid = {key: value for key, value in saved.options.items() if key in GRID}
         with _evaluating(self):
             denoiser = sampling.denoiser(self, self._user_batch(prepared), size, saved)
             latents = self._encoded(self._picture(image, self.paintable(size), len(given)))
-            asked = {"iterations": iterations, **grid, **options}
-            return invert(denoiser, latents, self.diffusion.schedule, sampling.steps_of(saved), **asked)
+            own = {"iterations": iterations, **grid, **options}
+            return invert(denoiser, latents, self.diffusion.schedule, sampling.steps_of(saved), **own)
 
     def _picture(self, image: Any, size: tuple[int, int], count: int) -> Tensor:
         channels = self.autoencoder.image_channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -16,8 +17,8 @@ from ldmkit.conditioning import user_inputs as user_values
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.guidance import Guidance, Likelihood, Method
-from ldmkit.latent_diffusion import autoguidance_model
-from ldmkit.samplers import Callback, Grid, Sampler, Spacing, img2img, make_grid, masked, repaint
+from ldmkit.latent_diffusion import autoguidance_model, sampler_options
+from ldmkit.samplers import Callback, Clip, Grid, Sampler, Spacing, clipped, img2img, make_grid, masked, repaint
 
 if TYPE_CHECKING:
     from ldmkit.latent_diffusion.model import LatentDiffusion
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Subset = frozenset[str]
 Negative = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 # The keys of a model's `sampling` that are not its sampler's own options.
-OWN = ("sampler", "steps", "guidance", "guidance_options", "negative")
+OWN = ("sampler", "steps", "guidance", "guidance_options", "negative", "clip")
 REPAINT = "repaint"  # a sampler that no recipe can name: it needs a picture and a mask
 DDIM_STEPS = {"ddim": "eta", "euler": "s_churn"}  # samplers whose step CFG++ is made for, while this option is 0
 STRENGTH = 0.75  # of img2img, where nothing is said
@@ -40,6 +41,7 @@ class Settings:
     guidance: Guidance | None = None
     guidance_options: str | Mapping[str, Any] | None = None
     negative: Negative | None = None
+    clip: Clip = None
     likelihood: Likelihood | None = None
     known: Tensor | None = None  # scaled latents (b, c, h, w) of the picture to start from
     strength: float | None = None
@@ -47,12 +49,16 @@ class Settings:
     callback: Callback | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def completed(self, defaults: Mapping[str, Any]) -> Settings:
-        """With a model's `sampling` for what is None. The options saved there belong to the sampler saved there."""
-        saved = {"sampler": "ddim", "steps": 50, "guidance": 1.0, **defaults}
-        options = {key: value for key, value in saved.items() if key not in OWN} if self.sampler is None else {}
+    def completed(self, model: LatentDiffusion) -> Settings:
+        """With the model's `sampling` for what is None, and its options checked. Raises UsageError for what does not fit."""
+        saved = {"sampler": "ddim", "steps": 50, "guidance": 1.0, **model.sampling}
+        kept = {key: value for key, value in saved.items() if key not in OWN}
+        name, before = self.sampler or str(saved["sampler"]), str(saved["sampler"])
+        options = sampler_options.completed(name, before, lambda which: find(model, which), self.options, kept)
         chosen = {key: saved.get(key) for key in OWN if getattr(self, key) is None}
-        return replace(self, **chosen, options={**options, **self.options})
+        steps = sampler_options.listed_steps(options) or saved["steps"] if self.steps is None else self.steps
+        chosen["steps"] = sampler_options.whole_number("steps", steps)
+        return replace(self, **chosen, options=options)
 
 
 def sample(
@@ -79,6 +85,7 @@ def sample(
             options = {**options, "known": known, "mask": keep}
         else:
             given = masked(given, known, keep)
+    given = clipped(given, settings.clip)
     asked: dict[str, Any] = {"generators": generators, "callback": settings.callback, **options}
     if (strength := _strength(settings)) is None:
         latents: Any = sampler(given, noise, schedule, steps, **asked)
@@ -157,6 +164,10 @@ def denoiser(
         )
     stand_in = negatives[0] if negatives and method.replaces_null else {}
     guidance = 1.0 if settings.guidance is None else settings.guidance
+    if stand_in and set(_weights(model, guidance, present)) == {present}:
+        logging.getLogger("ldmkit").warning(
+            "the negative changes nothing: guidance %s looks at the conditions alone; give one above 1", guidance
+        )
 
     @cache
     def read(kept: Subset) -> Conditioning:

@@ -85,7 +85,9 @@ DATA_SOURCE = Kind(
 )
 SAMPLER = Kind(
     "sampler",
-    reserved=frozenset({"type", "steps", "count", "guidance", "guidance_options", "negative", "seed", "sampler"}),
+    reserved=frozenset(
+        {"type", "steps", "count", "guidance", "guidance_options", "negative", "clip", "seed", "sampler"}
+    ),
     skipped=frozenset({"generators", "callback"}),
 )
 METRIC = Kind("metric", reserved=frozenset({"type"}))

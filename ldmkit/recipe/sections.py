@@ -225,11 +225,19 @@ class Denoiser(Section):
         return int(2 ** (len(self.multipliers) - 1))
 
 
+class Threshold(Section):
+    """Dynamic thresholding (Saharia et al. 2022): to the `quantile` of |x_0|, from 1 to `max`, divided by it."""
+
+    quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
+    max: Annotated[float, Field(ge=1.0)] = 1.0
+
+
 class Sample(Component):
     """How pictures are made at the end (`type` names a sampler), and by `ldmkit sample`.
 
     `guidance_options`: a method of guidance by name, or a mapping of `type` and options. `negative`: slot -> value that stands in
-    for the slot's null; for perp-neg a list of such mappings too.
+    for the slot's null; for perp-neg a list of such mappings too. `clip` bounds the predicted x_0, for models of pixels: true to
+    [-1, 1], a number r to [-r, r], a mapping by dynamic thresholding.
     """
 
     type: str = "ddim"
@@ -238,6 +246,7 @@ class Sample(Component):
     guidance: float | dict[str, float] | str = 1.0
     guidance_options: GuidanceOptions = Field(default_factory=PlainGuidance)
     negative: dict[str, Any] | list[dict[str, Any]] | None = None
+    clip: bool | Above | Threshold | None = None
     seed: Count = 0
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from ldmkit.diffusion import X0Predictor
@@ -17,19 +19,15 @@ from ldmkit.samplers.grid import Grid
 Sampler = Callable[..., Tensor]
 # callback(steps done, steps in all, x (b, c, h, w) after the step, the x_0 predicted in it)
 Callback = Callable[[int, int, Tensor, Tensor], None]
+# Ranges of options: what a recipe or `sample` gives is checked by them.
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 # One a row, on the CPU; a deterministic sampler takes them and draws nothing.
 Generators = Sequence[Generator] | None
 
 
-def begin(noise: Tensor, grid: Grid, *, strided: bool = False) -> Tensor:
-    """x at the first timestep: float64 for float64 noise, else float32 whatever the network's precision.
-
-    Raises UsageError for a grid whose steps end elsewhere than the next begin, unless the sampler is `strided`.
-    """
-    if grid.ends and not strided:
-        raise UsageError(
-            "whole_strides is how ddim and plms step, and no other sampler", hint="leave whole_strides out"
-        )
+def begin(noise: Tensor, grid: Grid) -> Tensor:
+    """x at the first timestep: float64 for float64 noise, else float32 whatever the network's precision."""
     return (noise if noise.dtype == torch.float64 else noise.float()) * grid.scale
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.clipping import Clipped
-from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, begin, noise_of, predict
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
@@ -22,8 +22,8 @@ def ddim(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    eta: float = 0.0,
-    temperature: float = 1.0,
+    eta: Share = 0.0,
+    temperature: NotNegative = 1.0,
     clipped_eps: bool = True,
     spacing: Spacing = "trailing",
     clean: bool = True,
@@ -50,7 +50,7 @@ def ddim(
     network, bound = denoiser, None
     if isinstance(denoiser, Clipped) and not clipped_eps:
         network, bound = denoiser.unbounded, denoiser.bound
-    x = begin(noise, grid, strided=True)
+    x = begin(noise, grid)
     for i, t in enumerate(grid.timesteps):
         x0 = predict(network, x, t)
         eps = (x - grid.alpha[i] * x0) / grid.sigma[i]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, ancestral, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, Share, ancestral, begin, noise_of, predict
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
@@ -22,7 +22,7 @@ def dpmpp_2s(
     steps: int | Grid,
     *,
     paired: bool = False,
-    eta: float = 0.0,
+    eta: Share = 0.0,
     lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, order_at, predict
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, begin, noise_of, order_at, predict
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
@@ -21,7 +21,7 @@ def dpmpp_sde(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    eta: float = 1.0,
+    eta: NotNegative = 1.0,
     lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,

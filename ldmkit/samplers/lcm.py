@@ -30,7 +30,8 @@ def lcm(
 ) -> Tensor:
     """Luo et al. 2023, algorithm 3: jump to x_0, noise it to the next level, again.
 
-    For a network distilled to that, in 1 to 8 steps. The jump is c_skip x + c_out x_0, which at timestep 0 is x itself (eq. 9; diffusers' `LCMScheduler`).
+    For a network distilled to that, in 1 to 8 steps. The jump
+    is c_skip x + c_out x_0, which at timestep 0 is x itself (eq. 9; diffusers' `LCMScheduler`).
 
     Args:
         denoiser: (x_t, t) -> x_0.

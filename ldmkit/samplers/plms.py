@@ -56,7 +56,7 @@ def plms(
     """
     grid = make_grid(schedule, steps, spacing, clean=clean)
     method = _Pseudo(denoiser, schedule, grid, extrapolate)
-    x = begin(noise, grid, strided=True)
+    x = begin(noise, grid)
     history: list[Tensor] = []
     for i in range(len(grid)):
         start = x
@@ -99,8 +99,9 @@ class _Pseudo:
 
     def transfer(self, x: Tensor, output: Tensor, start: Level, end: Level) -> Tensor:
         """A DDIM step along `output`: Liu et al. 2022, eq. 11."""
-        eps = output if self.extrapolated == "eps" else start[0] * output + start[1] * x
-        return end[0] / start[0] * (x - start[1] * eps) + end[1] * eps
+        alpha, sigma, _ = start
+        eps = output if self.extrapolated == "eps" else (alpha * output + sigma * x) / (alpha**2 + sigma**2)
+        return end[0] / alpha * (x - sigma * eps) + end[1] * eps
 
     def step(self, x: Tensor, x0: Tensor, i: int) -> Tensor:
         """DDIM's step, without dividing by an alpha of zero."""

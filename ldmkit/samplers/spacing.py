@@ -63,7 +63,7 @@ class Trailing(_Timesteps):
     whole_strides: bool = False
 
     def timesteps(self, schedule: Schedule, steps: int) -> Tensor:
-        count = schedule.timesteps
+        count = reach(schedule, steps)
         return _whole(count - torch.arange(steps, dtype=torch.float64) * count / steps, schedule) - 1
 
 
@@ -72,7 +72,8 @@ class Leading(_Timesteps):
     """Strides of T // n up from `offset` (Song et al. 2020; diffusers' `steps_offset`).
 
     drop_last: of n + 1 points, in strides of T // (n + 1), the lowest is not evaluated (the DPM-Solver family in diffusers).
-    whole_strides: every step ends T // n below where it begins, wherever the next begins (DDIM and PNDM in diffusers).
+    whole_strides: every step ends T // n below where it begins, wherever the next begins (DDIM and PNDM in diffusers): `ddim`
+        and `plms` step so; every other sampler steps to where the next begins.
     """
 
     type: Literal["leading"] = "leading"
@@ -86,7 +87,7 @@ class Leading(_Timesteps):
 
     def timesteps(self, schedule: Schedule, steps: int) -> Tensor:
         extra = int(self.drop_last)
-        stride = schedule.timesteps // (steps + extra)
+        stride = reach(schedule, steps + extra) // (steps + extra)
         return torch.arange(steps - 1 + extra, extra - 1, -1, dtype=torch.float64) * stride + self.offset
 
 
@@ -104,7 +105,7 @@ class Linspace(_Timesteps):
 
     def timesteps(self, schedule: Schedule, steps: int) -> Tensor:
         count = steps + int(self.drop_last)
-        t = torch.linspace(schedule.timesteps - 1, 0, count, dtype=torch.float64)[:steps]
+        t = torch.linspace(reach(schedule, count) - 1, 0, count, dtype=torch.float64)[:steps]
         return t if self.fractional else _whole(t, schedule)
 
 
@@ -115,7 +116,7 @@ class Quadratic(_Timesteps):
     type: Literal["quadratic"] = "quadratic"
 
     def timesteps(self, schedule: Schedule, steps: int) -> Tensor:
-        falling = schedule.timesteps * (1 - torch.arange(steps, dtype=torch.float64) / steps) ** 2 - 1
+        falling = reach(schedule, steps) * (1 - torch.arange(steps, dtype=torch.float64) / steps) ** 2 - 1
         rising = _whole(falling.flip(0).clamp(min=0), schedule)
         # Moved up where two would be less than a timestep apart.
         for i in range(1, len(rising)):
@@ -170,8 +171,7 @@ class _InRho(AnySpacing):
     def power(self) -> float: ...
 
     def points(self, schedule: Schedule, steps: int) -> tuple[Tensor, Tensor]:
-        last = schedule.timesteps - 1.0
-        top, bottom = last, 0.0
+        top, bottom = reach(schedule, steps) - 1.0, 0.0
         if self.within is not None:
             t, _ = spacing_of(self.within).points(schedule, steps)
             top, bottom = float(t[0]), float(t[-1])
@@ -296,6 +296,16 @@ Spacing = (
 def spacing_of(choice: Spacing | AnySpacing | Mapping[str, Any]) -> AnySpacing:
     """The spacing of a name, or of a mapping of `type` and options. Raises UsageError naming what there is."""
     return choice if isinstance(choice, AnySpacing) else choose("spacing", SPACINGS, choice)
+
+
+def reach(schedule: Schedule, steps: int) -> int:
+    """How many of the schedule's timesteps, from 0 up, `steps` points are spread over: T.
+
+    Fewer where more than a hundredth of them are noise alone (`sqrt`, whose upper half is): nothing is seen there, and eps says
+    nothing of x_0. A single such timestep (cosine, zero terminal SNR) is where sampling starts.
+    """
+    seen = math.ceil(float(schedule.timestep(torch.tensor(_LOWEST_LOG_SNR)))) + 1
+    return seen if steps <= seen < 0.99 * schedule.timesteps else schedule.timesteps
 
 
 def _whole(t: Tensor, schedule: Schedule) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
-from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, Share, begin, noise_of, predict
 from ldmkit.samplers.grid import Grid, level_at
 from ldmkit.samplers.lcm import distilled_grid
 from ldmkit.schedules import Schedule
@@ -22,7 +22,7 @@ def tcd(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    eta: float = 0.3,
+    eta: Share = 0.3,
     original_steps: int = 50,
     generators: Generators = None,
     callback: Callback | None = None,

@@ -131,7 +131,7 @@ def test_a_sample_depends_on_its_own_seed_and_not_on_its_batch(model, sampler, o
 def test_guidance_is_null_plus_scale_times_the_difference(model):
     batch = model.batch(samples(2))
     noisy, t = torch.randn(2, 2, 4, 6), torch.tensor([500.0, 20.0])
-    settings = sampling.Settings(guidance={"label": 3.0}).completed({})
+    settings = sampling.Settings(guidance={"label": 3.0}).completed(model)
     denoise = sampling.denoiser(model, batch, model.size, settings)
     whole = model.condition([{"label": 0, "level": 0.0}, {"label": 1, "level": 0.5}])
     without = model.condition([{"label": 0, "level": 0.0}, {"label": 1, "level": 0.5}], drop=("label",))
