@@ -4,10 +4,11 @@ from ldmkit.assembly.construction import Uninitialised, assemble, build, conditi
 from ldmkit.assembly.fitting import fit, learned_options
 from ldmkit.assembly.inheritance import inherited
 from ldmkit.assembly.locations import model_folder
-from ldmkit.assembly.restoration import load, plugin_files, restore
+from ldmkit.assembly.restoration import Reader, load, plugin_files, restore
 from ldmkit.assembly.sources import datasets, source_of
 
 __all__ = [
+    "Reader",
     "Uninitialised",
     "assemble",
     "build",

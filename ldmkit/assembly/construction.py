@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +14,13 @@ from ldmkit import plugins, random
 from ldmkit.assembly.inheritance import inherited
 from ldmkit.assembly.sources import source_of
 from ldmkit.conditioning import Conditioner, ConditionerSet, Dropout, LatentSpec, Ports, StoredNull
-from ldmkit.conditioning.checks import called
+from ldmkit.conditioning.checks import called, check_state
 from ldmkit.denoiser.unet import UNet
-from ldmkit.errors import PluginError, UsageError
+from ldmkit.errors import LdmkitError, PluginError, UsageError
 from ldmkit.guidance import parse
 from ldmkit.latent_diffusion import LatentDiffusion, Sampler, Slot
 from ldmkit.plugins import Registry
+from ldmkit.plugins.catalog import Catalog
 from ldmkit.plugins.options import derived
 from ldmkit.recipe import Recipe
 
@@ -48,9 +48,9 @@ def build(recipe: Recipe, registry: Registry | None = None) -> LatentDiffusion:
         if section.freeze is True:
             model.conditioners[name].requires_grad_(False)
     _check_guidance(recipe, model)
-    from ldmkit.assembly.restoration import load  # it is made of what is here
+    from ldmkit.assembly.restoration import Reader  # it is made of what is here
 
-    model.loader = partial(load, registry=registry)
+    model.loader = Reader(registry.discovery)
     return model
 
 
@@ -168,12 +168,18 @@ def conditioner_of(name: str, slot: Slot, spec: LatentSpec, registry: Registry) 
     kind = registry.conditioners.load(registered_type(slot, registry))
     arguments = registry.conditioners.options_of(kind).read(dict(slot.options)).arguments()
     who = f"the conditioner of slot {name} ({', '.join(filter(None, (kind.__name__, slot.plugin)))})"
-    made: Conditioner = called(who, "__init__", lambda: kind(**arguments, **dict.fromkeys(derived(kind), spec)))
+    try:
+        made: Conditioner = called(who, "__init__", lambda: kind(**arguments, **dict.fromkeys(derived(kind), spec)))
+    except PluginError:
+        raise
+    except LdmkitError as error:  # of its options, which it does not know to be a slot's
+        raise type(error)(f"slot {name}: {error.message}", hint=error.hint, where=error.where) from error
     if not isinstance(vars(made).get("emits"), Ports):
         raise PluginError(
             f"{who} has no ports: emits is {vars(made).get('emits')!r}",
             hint="set it in __init__: self.emits = Ports(...)",
         )
+    check_state(who, made)
     return made
 
 
@@ -186,19 +192,19 @@ def registered_type(slot: Slot, registry: Registry) -> str:
 
 def samplers(registry: Registry) -> dict[str, Sampler]:
     """Every registered sampler that can be loaded."""
-    return {name: _Lazy(name, registry) for name in registry.samplers.names()}
+    return {name: _Lazy(name, registry.samplers.only(name)) for name in registry.samplers.names()}
 
 
 class _Lazy:
-    """A sampler that is imported when it is first called."""
+    """A sampler that is imported when it is first called. It holds names alone, so that a model can be copied and pickled."""
 
-    def __init__(self, name: str, registry: Registry) -> None:
-        self.name, self.registry = name, registry
+    def __init__(self, name: str, catalog: Catalog) -> None:
+        self.name, self.catalog = name, catalog
 
     @property
     def __wrapped__(self) -> Sampler:
         """The sampler itself, for whoever reads its options."""
-        loaded: Sampler = self.registry.samplers.load(self.name)
+        loaded: Sampler = self.catalog.load(self.name)
         return loaded
 
     def __call__(self, *args: Any, **options: Any) -> torch.Tensor:

@@ -6,7 +6,9 @@ import difflib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +106,10 @@ class Catalog:
 
     def add(self, entry: Entry) -> None:
         self._entries.setdefault(entry.name, []).append(entry)
+
+    def only(self, name: str) -> Catalog:
+        """A catalog of what is registered as `name` alone: plain data, where targets are names."""
+        return Catalog(self.kind, _entries={name: list(self._entries[name])})
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._entries))
@@ -210,7 +216,8 @@ class Catalog:
 
 def _imported(target: str) -> Any:
     module_name, _, attribute = target.partition(":")
-    module = importlib.import_module(module_name)
+    with redirect_stdout(sys.stderr):  # what a module prints is no part of what a command prints
+        module = importlib.import_module(module_name)
     try:
         return getattr(module, attribute)
     except AttributeError:
