@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
+from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, create_model
@@ -142,7 +145,23 @@ def _field(parameter: inspect.Parameter, function: Callable[..., Any], name: str
                 hint="Import the type at the module's top level, outside `if TYPE_CHECKING`",
             ) from error
     default = ... if parameter.default is parameter.empty else parameter.default
+    if not (default is ... or _is_plain(default)):
+        raise PluginError(
+            f"{name}: the default of `{parameter.name}` is {default!r} ({type(default).__name__}), which no recipe can hold",
+            hint="Write a finite number, text, true or false, None, or a tuple of them; compute the rest in `__init__`",
+        )
     return annotation, Field(default, alias=parameter.name)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a recipe and `config.json` can hold a value and read it again: plain Python, finite."""
+    if isinstance(value, BaseModel | Path | Enum) or value is None:
+        return True
+    if isinstance(value, tuple | list | set | frozenset):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def describe(annotation: object) -> str:

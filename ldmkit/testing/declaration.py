@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ldmkit.conditioning import RESERVED, Conditioner, ForeignStage, Ports
+from ldmkit.conditioning import RESERVED, Conditioner, ForeignStage, Ports, checks
 from ldmkit.errors import LdmkitError, PluginError
 from ldmkit.plugins import options
 from ldmkit.testing.subject import Subject, said
@@ -52,6 +52,14 @@ def check_ports(subject: Subject) -> None:
         or not emits.tokens + emits.vector + emits.concat
     ):
         subject.fail(f"emits is {emits}", "At least one port is wider than 0, and none is negative")
+
+
+def check_state(subject: Subject) -> None:
+    """Its state is tensors of known shapes, which is what a checkpoint holds."""
+    try:
+        checks.check_state("it", subject.conditioner)
+    except PluginError as error:
+        subject.fail(error.message, error.hint or "Register tensors as buffers")
 
 
 def check_fit(subject: Subject) -> None:
