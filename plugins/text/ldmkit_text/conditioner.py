@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -127,6 +128,10 @@ class TextConditioner(Conditioner):
                 stacklevel=2,
             )
         return prepared
+
+    def is_one_value(self, value: Sequence[Any] | np.ndarray) -> bool:
+        """Numbers are the token ids of one prompt; a list of prompts is one an image."""
+        return len(value) > 0 and all(isinstance(number, Integral) for number in value)
 
     def from_user(self, value: Any, size: tuple[int, int]) -> Tensors:
         """A prompt, or token ids."""
