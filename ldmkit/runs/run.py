@@ -75,9 +75,15 @@ class Run:
         """The page to send to a colleague."""
         return self.path / "report.html"
 
+    def _repr_html_(self) -> str:
+        """State, figures, curve and newest images, for a notebook."""
+        from ldmkit.runs.notebook import page
+
+        return page(self.path, self.status)
+
 
 def run(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | str | Path | Mapping[str, Any],
     out: str | Path | None = None,
     *,
     fresh: bool = False,
@@ -88,7 +94,7 @@ def run(
     """Trains, samples, evaluates and reports what a recipe says; continues what was begun, and says so where all is done.
 
     Args:
-        recipe: a recipe, a file, or the name of a bundled one.
+        recipe: a recipe, a file, the name of a bundled one, or a mapping of its keys.
         out: the run's directory; default: ``runs/NAME``.
         fresh: start anew; a run that is there is renamed, nothing is deleted.
         accept_new_data: go on with data that changed since the run began; their order is another one.
