@@ -47,7 +47,7 @@ class Conditioner(nn.Module, ABC):
             self.net = nn.Conv2d(1, features, 3, padding=1)
 
         def encode(self, prepared, canvas):
-            depth = prepared["depth"].to(canvas.dtype).clamp(0, self.far) / self.far
+            depth = canvas.extend(prepared["depth"].to(canvas.dtype).clamp(0, self.far) / self.far)
             return Conditioning(concat=self.net(F.interpolate(depth, canvas.grid, mode="area")))
 
         def null(self, canvas):

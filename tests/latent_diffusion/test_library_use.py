@@ -116,6 +116,11 @@ def test_a_list_of_prompts_is_one_an_image_and_a_list_of_ids_is_one_prompt():
         one = model.condition({"text": prompt}).tokens
         torch.testing.assert_close(several[row], one[0])
     assert len(model.condition({"text": [3, 4, 5]}).tokens) == 1
+    assert torch.equal(model.condition({"text": several}).tokens, several)  # embeddings, one an image
+    shorter = model.condition({"text": [several[0, :3], several[1, :3]]}).tokens
+    assert torch.equal(shorter, several[:, :3])
+    with pytest.raises(UsageError, match=r"an embedding of a prompt is \(l, 16\), 1 to 8 tokens; given: \(8, 15\)"):
+        model.condition({"text": several[:, :, :15]})
 
 
 def test_pictures_as_arrays(model):
