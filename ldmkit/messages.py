@@ -60,7 +60,9 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def did_you_mean(given: object, names: Iterable[str]) -> str:
-    """`; did you mean 'lr'?`, or nothing."""
+    """`; did you mean 'lr'?`, or nothing. A number is near to no other: 3 is as far from 32 as from 4."""
+    if not isinstance(given, str):
+        return ""
     near = difflib.get_close_matches(str(given), list(names), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 

@@ -1,6 +1,7 @@
 """Recipe + Registry -> LatentDiffusion: the only place where names become objects."""
 
 from ldmkit.assembly.construction import Uninitialised, assemble, build, conditioner_of, reset_meta_buffers, samplers
+from ldmkit.assembly.fields import check_fields
 from ldmkit.assembly.fitting import fit, learned_options
 from ldmkit.assembly.inheritance import inherited
 from ldmkit.assembly.locations import model_folder
@@ -12,6 +13,7 @@ __all__ = [
     "Uninitialised",
     "assemble",
     "build",
+    "check_fields",
     "conditioner_of",
     "datasets",
     "fit",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmkit.autoencoder import Autoencoder
-from ldmkit.errors import UsageError
+from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop.compvis import config as compvis_config
 from ldmkit.interop.compvis.load import import_compvis, import_compvis_autoencoder
 from ldmkit.interop.compvis.reader import Imported, Weights
@@ -45,6 +45,11 @@ def import_to(
     autoencoder alone gives a folder for ``autoencoder: {from: ...}``.
     """
     check_new(folder)
+    if not Path(source).expanduser().exists():
+        raise CheckpointError(
+            f"there is no file or folder {source}",
+            hint="give a checkpoint (.ckpt, .safetensors) or a folder of diffusers",
+        )
     name = Path(source).name
     pipeline = is_pipeline(source)
     if pipeline or is_component(source):

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,10 +35,10 @@ class SampledImages(list["Image"]):
         self.seeds = list(seeds)
 
     @overload
-    def __getitem__(self, index: int) -> Image: ...  # type: ignore[override]
+    def __getitem__(self, index: SupportsIndex) -> Image: ...
     @overload
     def __getitem__(self, index: slice) -> SampledImages: ...
-    def __getitem__(self, index: int | slice) -> Image | SampledImages:
+    def __getitem__(self, index: SupportsIndex | slice) -> Image | SampledImages:
         if isinstance(index, slice):
             return SampledImages(super().__getitem__(index), conditions=self.conditions[index], seeds=self.seeds[index])
         return super().__getitem__(index)

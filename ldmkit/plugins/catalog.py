@@ -203,6 +203,8 @@ class Catalog:
         if near:
             message += f"; did you mean '{near[0]}'?"
         hint = f"Perhaps a package is missing: pip install ldmkit-{short}; a plugin of one file is given with -p"
+        if near:  # a slip of the pen; no package is called so
+            hint = "`ldmkit plugins list` shows what is installed; a plugin of one file is given with -p"
         names = (short, f"ldmkit-{short}")
         for problem in (*self.problems, *self.left_out):
             if problem.origin.entry_point in names or problem.origin.distribution in names:

@@ -197,13 +197,15 @@ def test_a_requirement_of_an_extra_does_not_count(install, registers):
     assert "extra" in plugins.load().conditioners
 
 
-def test_an_unknown_name_says_what_is_there_what_is_near_and_what_to_install():
+def test_an_unknown_name_says_what_is_there_what_is_near_or_what_to_install():
     with pytest.raises(PluginError) as caught:
         plugins.load(only=["class", "text"]).conditioners.entry("clas")
     assert str(caught.value) == (
         "no conditioner is called 'clas'; installed: class, given, text; did you mean 'class'?\n"
-        "  Perhaps a package is missing: pip install ldmkit-clas; a plugin of one file is given with -p"
+        "  `ldmkit plugins list` shows what is installed; a plugin of one file is given with -p"
     )
+    with pytest.raises(PluginError, match="Perhaps a package is missing: pip install ldmkit-zebra"):
+        plugins.load(only=["class", "text"]).conditioners.entry("zebra")
 
 
 def test_an_unknown_name_points_to_the_broken_plugin_of_that_name(install):
