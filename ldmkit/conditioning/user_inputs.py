@@ -27,7 +27,7 @@ def rows(values: Values, count: int | None, conditioners: ConditionerSet | None 
     if values is None:
         return [{} for _ in range(_count(count, None, "nothing"))]
     if not isinstance(values, Mapping):
-        given: object = values  # whatever its annotation says
+        given: Any = values  # whatever its annotation says
         if isinstance(given, str) or not all(isinstance(row, Mapping) for row in values):
             raise UsageError(
                 f"the conditions are {_named(values)}",

@@ -167,7 +167,7 @@ def denoiser(
     stand_in = negatives[0] if negatives and method.replaces_null else {}
     trained = _trained(model, frozenset(stand_in))
     guidance = 1.0 if settings.guidance is None else settings.guidance
-    if stand_in and set(_weights(model, guidance, present)) == {present}:
+    if stand_in and set(_weights(model, guidance, present, trained)) == {present}:
         logging.getLogger("ldmkit").warning(
             "the negative changes nothing: guidance %s looks at the conditions alone; give one above 1", guidance
         )
