@@ -46,6 +46,11 @@ def command(
     for table in _tables(found, lines=console.is_terminal):
         console.print(table)
     console.print("FLOPs forward and backward; memory in fp32, without torch's own and the networks of a loss.")
+    able = [name for name, reason in found.obstacles.items() if reason is None]
+    console.print(f"Export: --format {', '.join(able)}.")
+    for name, reason in found.obstacles.items():
+        if reason is not None:
+            console.print(f"  not --format {name}: {reason}")
     if found.shares:
         _print_shares(found)
     if found.uncounted:

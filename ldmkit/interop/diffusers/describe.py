@@ -16,17 +16,15 @@ Json = dict[str, Any]
 
 def refuse(reason: str) -> UsageError:
     """What diffusers cannot represent."""
-    return UsageError(
-        f"diffusers cannot represent this model: {reason}", hint="`--format compvis`, or ldmkit's own, can"
-    )
+    return UsageError(f"diffusers cannot represent this model: {reason}")
 
 
-def _groups(module: nn.Module, what: str) -> int:
+def _groups(module: nn.Module, what: str, key: str) -> int:
     counts = {norm.num_groups for norm in module.modules() if isinstance(norm, nn.GroupNorm)}
     if len(counts) != 1:
         raise refuse(
             f"its {what}'s group norms have {', '.join(map(str, sorted(counts)))} groups, and diffusers has one number "
-            "(set `groups` when training)"
+            f"(`{key}`, said when training)"
         )
     return counts.pop()
 
@@ -52,7 +50,7 @@ def unet_to(unet: UNet, sample_size: int | tuple[int, int]) -> tuple[str, Json]:
     if config["shortcut"]:
         raise refuse("its UNet has a linear shortcut (denoiser.shortcut)")
     levels = resolve_levels(config)
-    groups = _groups(unet, "UNet")
+    groups = _groups(unet, "UNet", "denoiser.variant.groups")
     common: Json = {
         "sample_size": sample_size if isinstance(sample_size, int) else list(sample_size),
         "in_channels": config["in_channels"],
@@ -153,7 +151,7 @@ def autoencoder_to(model: Autoencoder) -> tuple[str, Json]:
         "act_fn": "silu",
         "latent_channels": config["latent_channels"],
         "sample_size": config["resolution"],
-        "norm_num_groups": _groups(model, "autoencoder"),
+        "norm_num_groups": _groups(model, "autoencoder", "autoencoder.groups"),
         "scaling_factor": scales.pop(),
         "mid_block_add_attention": config["middle_attention"],
     }

@@ -104,7 +104,9 @@ def _sigmas(config: ClassConfig, spacing: Json, notes: list[str]) -> Json:
             f"{kind} sigmas reach over all timesteps here, and over those of the {spacing['type']} spacing in "
             f"{config['_class_name']}"
         )
-    ends = {key: float(config[key]) for key in ("sigma_min", "sigma_max") if key in known and config[key] is not None}
+    ends: Json = {
+        key: float(config[key]) for key in ("sigma_min", "sigma_max") if key in known and config[key] is not None
+    }
     return {"type": kind, **ends}
 
 
@@ -165,7 +167,7 @@ def _distilled(sampler: str, *options: str) -> Callable[[ClassConfig, list[str]]
     """Latent consistency models, which follow a grid of their own."""
 
     def read(config: ClassConfig, notes: list[str]) -> Json:
-        own = {"original_steps": int(config["original_inference_steps"])}
+        own: Json = {"original_steps": int(config["original_inference_steps"])}
         own |= {option: float(config[option]) for option in options}
         return {"sampler": sampler, "steps": DISTILLED_STEPS, **own}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def _check_picture(model: LatentDiffusion, slot: str, conditioner: Conditioner) 
         raise refuse("its latents are scaled, which LDMSuperResolutionPipeline never does")
     picture = torch.rand(3, *grid, generator=torch.Generator().manual_seed(0)) * 2 - 1
     try:
-        canvas = model.canvas()
+        canvas = replace(model.canvas(), device=torch.device("cpu"))  # also of a model on meta
         found = conditioner.encode(conditioner.collate([conditioner.from_user(picture, model.size)]), canvas).concat
     except (LdmkitError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise refuse(f"its condition {slot} takes no picture of the latent grid's size; {NEEDS_PICTURE}") from error
