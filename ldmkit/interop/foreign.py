@@ -20,6 +20,15 @@ from ldmkit.plugins.options import derived
 CLASSES = "ldm.modules.encoders.modules.ClassEmbedder"  # what a table of classes is called in the original
 
 
+# Models and pipelines whose UNet reads channels beside the latent and text: the slot's name, and what lies in the channels.
+BESIDE_LATENT = {
+    "Inpaint": ("masked_image", "the mask (1: repainted), then the latent of the masked image"),
+    "Depth": ("depth", "the depth map, in [-1, 1]"),
+    "InstructPix2Pix": ("image", "the latent of the image, not scaled"),
+    "Upscale": ("low_resolution", "the low-resolution image, noised to noise_level"),
+}
+
+
 @dataclass(frozen=True)
 class Found:
     """A conditioner for a foreign stage: its slot's name, where it came from, its weights; and what a person should know."""
@@ -97,6 +106,13 @@ def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, vector: i
         f"here, and the slot takes what that stage would give, {takes}; install a plugin for it and import again"
     )
     return Found(slot_name(stage.key), slot, conditioner.eval(), (note,), encoded=True)
+
+
+def beside_latent(model: str, channels: int, registry: Registry) -> Found:
+    """A slot for channels that a model or pipeline of this name joins to the latent; its value is what that would join."""
+    name, what = next((value for key, value in BESIDE_LATENT.items() if key in model), ("concat", ""))
+    found = stand_in(ForeignStage(model, {}, name, "concat", channels), registry=registry)
+    return replace(found, notes=(*found.notes, f"the channels of {found.name}: {what}")) if what else found
 
 
 def class_table(table: Tensor, name: str, registry: Registry) -> Found:

@@ -54,7 +54,7 @@ MODELS = {
     "LatentDepth2ImageDiffusion": ({"in_channels": 4}, "depth", 1),
     "LatentUpscaleDiffusion": (
         {"in_channels": 6, "num_classes": 12, "disable_self_attentions": [True, True]},
-        "low_res",
+        "low_resolution",
         3,
     ),
 }

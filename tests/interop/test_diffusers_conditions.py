@@ -44,7 +44,11 @@ PIPELINES = {
     "StableDiffusionInpaintPipeline": (9, "masked_image", {}),
     "StableDiffusionDepth2ImgPipeline": (5, "depth", {}),
     "StableDiffusionInstructPix2PixPipeline": (8, "image", {}),
-    "StableDiffusionUpscalePipeline": (7, "low_res", {"num_class_embeds": 20, "only_cross_attention": (True, False)}),
+    "StableDiffusionUpscalePipeline": (
+        7,
+        "low_resolution",
+        {"num_class_embeds": 20, "only_cross_attention": (True, False)},
+    ),
 }
 
 

@@ -49,12 +49,6 @@ IGNORED = (
 UNUSED = (".position_ids", "cond_stage_model.logit_scale", "cond_stage_model.text_projection")
 MARKERS = ("v_pred", "ztsnr")
 TABLE = "label_emb.weight"
-# Models of stablediffusion whose UNet reads channels beside the latent: the slot's name, and what lies in the channels.
-CONCAT = {
-    "Inpaint": ("masked_image", "the mask (1: repainted), then the latent of the masked image"),
-    "Depth": ("depth", "the depth map, in [-1, 1]"),
-    "Upscale": ("low_res", "the low-resolution image, noised to noise_level"),
-}
 # A schedule stored in float32 agrees with one rebuilt in float64 to about 1e-7 of each value.
 SCHEDULE_TOLERANCE = 1e-5
 # Given to a model that has a null, so that guidance is possible, and trained on when it is fine-tuned.
@@ -153,22 +147,16 @@ class Reader:
                 f"gives {emits.tokens} and {emits.concat}",
                 where=self.where,
             )
-        short = self.target.short
         if added != emits.concat:
-            key, what = next((value for name, value in CONCAT.items() if name in short), ("concat", ""))
-            slot = foreign.stand_in(ForeignStage(self.target.name, {}, key, "concat", added), registry=self.registry)
-            found.append(slot)
-            self.notes.extend([*slot.notes, *([f"the channels of {slot.name}: {what}"] if what else [])])
+            found.append(foreign.beside_latent(self.target.name, added, self.registry))
         if table is not None:
-            slot = foreign.class_table(table, "noise_level" if "Upscale" in short else "class", self.registry)
-            found.append(slot)
-            self.notes.extend(slot.notes)
-        if vector := int(denoiser["variant"].get("vector") or 0):
-            slot = foreign.stand_in(
-                ForeignStage(self.target.name, {}, "vector", "vector", 0), vector=vector, registry=self.registry
+            found.append(
+                foreign.class_table(table, "noise_level" if "Upscale" in self.target.short else "class", self.registry)
             )
-            found.append(slot)
-            self.notes.extend(slot.notes)
+        if vector := int(denoiser["variant"].get("vector") or 0):
+            described = ForeignStage(self.target.name, {}, "vector", "vector", 0)
+            found.append(foreign.stand_in(described, vector=vector, registry=self.registry))
+        self.notes.extend(note for slot in found if slot is not first for note in slot.notes)
         return found
 
     def _table(self, averaged: bool) -> Tensor:

@@ -17,13 +17,6 @@ from ldmkit.interop.diffusers.component import Component
 from ldmkit.plugins import Registry
 
 SUPER_RESOLUTION = "LDMSuperResolutionPipeline"
-# Pipelines whose UNet reads channels beside the latent: the slot's name, and what lies in the channels, in their order.
-CONCAT = {
-    "Inpaint": ("masked_image", "the mask (1: repainted), then the latent of the masked image"),
-    "Depth": ("depth", "the depth map, in [-1, 1]"),
-    "InstructPix2Pix": ("image", "the latent of the image, not scaled"),
-    "Upscale": ("low_res", "the low-resolution image, noised to noise_level"),
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ def slots(folder: Path, pipeline: str, widths: Widths, factor: int, registry: Re
         stage = ForeignStage("torch.nn.Identity", {"scale": factor}, "LR_image", "concat", widths.concat)
         found.append(foreign.find(stage, registry) or foreign.stand_in(stage, registry=registry))
     elif widths.concat:
-        found.append(_concat(pipeline, widths.concat, registry))
+        found.append(foreign.beside_latent(pipeline, widths.concat, registry))
     if widths.table is not None:
         found.append(foreign.class_table(widths.table, "noise_level" if "Upscale" in pipeline else "class", registry))
     if widths.vector:
@@ -75,12 +68,6 @@ def _text(folder: Path, pipeline: str, width: int, registry: Registry) -> foreig
             where=str(folder),
         )
     return found
-
-
-def _concat(pipeline: str, channels: int, registry: Registry) -> foreign.Found:
-    name, what = next((value for key, value in CONCAT.items() if key in pipeline), ("condition", ""))
-    found = foreign.stand_in(ForeignStage(pipeline, {}, name, "concat", channels), registry=registry)
-    return replace(found, notes=(*found.notes, f"the channels of {found.name}: {what}")) if what else found
 
 
 def text_stage(folder: Path) -> ForeignStage | None:

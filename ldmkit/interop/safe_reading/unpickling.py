@@ -206,15 +206,16 @@ class _DType:
     """A dtype of numpy as a checkpoint writes it down: a name such as f4, and the byte order in its state."""
 
     def __init__(self, name: str, *_: Any) -> None:
-        self.name, self.order = str(name), "="
+        self.name, self.swapped = str(name), False
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
-            self.order = state[1]
+        if isinstance(state, tuple) and len(state) > 1:
+            self.swapped = state[1] == (">" if sys.byteorder == "little" else "<")
 
     def made(self) -> np.dtype[Any]:
         """The dtype; raises ValueError where it is none of plain numbers."""
-        found = np.dtype(self.name).newbyteorder("=" if self.order == "|" else self.order)
+        found = np.dtype(self.name)
+        found = found.newbyteorder("S") if self.swapped else found
         if found.kind not in "fiub" or found.hasobject:
             raise ValueError(f"an array of {self.name}")
         return found
