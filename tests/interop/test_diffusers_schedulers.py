@@ -33,6 +33,16 @@ def _reads_spacings() -> bool:
 
 
 spacings = pytest.mark.skipif(not _reads_spacings(), reason="needs samplers that take a spacing as a mapping")
+
+
+def _reads_sigma_data() -> bool:
+    try:
+        make_schedule(type="edm", sigma_data=0.5)
+    except Exception:
+        return False
+    return True
+
+
 UNET = {
     "sample_size": 8,
     "in_channels": 3,
@@ -159,6 +169,10 @@ STEPS = (10, 7, 30)
 @pytest.mark.parametrize("name", READ)
 def test_schedulers_sample_as_in_diffusers(registry, tmp_path, networks, name):
     kind, options = READ[name]
+    if kind.startswith("EDM") and not _reads_sigma_data():
+        pytest.skip("needs a schedule edm with the deviation of its data, sigma_data")
+    # The eps of an unclipped prediction is kept, in which rounding weighs more; without clipping the difference is of order 1.
+    limit = 1e-3 if {"thresholding", "clip_sample_range"} & set(options) or name == "DDIM, clipped" else 1e-4
     scheduler = getattr(diffusers, kind)(**options)
     found = import_diffusers(folder(tmp_path / "out", networks, scheduler), registry=registry)
     for steps in STEPS:
@@ -167,7 +181,7 @@ def test_schedulers_sample_as_in_diffusers(registry, tmp_path, networks, name):
         latents = found.model.sample(noise=noise * start(scheduler), steps=steps, output="latent")
         difference = (found.model.autoencoder.unscale(latents) * 0.5 - wanted).abs().max() / wanted.std()
         print(name, steps, float(difference))
-        assert difference < 1e-4
+        assert difference < limit
 
 
 @pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])
