@@ -132,8 +132,9 @@ def _widths(recipe: Recipe) -> Found:
         found.append(("denoiser", denoiser.channels, denoiser.multipliers, groups, denoiser.variant.groups))
     section = recipe.autoencoder
     if isinstance(section, Convolutional) and section.from_ is None:
-        multipliers = section.multipliers or (1,)
-        found.append(("autoencoder", section.channels, multipliers, ("autoencoder", "groups"), section.groups))
+        found.append(
+            ("autoencoder", section.channels, section.multipliers or (1,), ("autoencoder", "groups"), section.groups)
+        )
     for part, channels, multipliers, key, count in found:
         widths = [channels, *(channels * multiplier for multiplier in multipliers)]
         if broken := [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,11 @@ NESTINGS = {
     "below checkpoint.state_dict": lambda tensors: {"checkpoint": {"state_dict": tensors}},
     "with a prefix": lambda tensors: {"state_dict": {f"pl_module.{name}": value for name, value in tensors.items()}},
     "arrays of numpy": lambda tensors: {"state_dict": {name: value.numpy() for name, value in tensors.items()}},
+    "arrays of the other byte order": lambda tensors: {
+        "state_dict": {
+            name: value.numpy().astype(value.numpy().dtype.newbyteorder()) for name, value in tensors.items()
+        }
+    },
     "an array in the column order": lambda tensors: {
         "state_dict": {n: np.asfortranarray(v.numpy()) if v.ndim == 4 else v for n, v in tensors.items()}
     },
@@ -141,6 +148,30 @@ def test_nested_and_prefixed_checkpoints_are_read(registry, tmp_path, original, 
     file = saved(tmp_path / "m.ckpt", tensors, NESTINGS[nesting])
     found = import_compvis(file, config, registry=registry).model.state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "message"),
+    [
+        ((), "image_size", "the configuration's params has no image_size"),
+        (("unet_config",), "model_channels", "the configuration's unet_config has no model_channels"),
+        (("first_stage_config", "ddconfig"), "ch", "the configuration's ddconfig has no ch"),
+        (("first_stage_config", "ddconfig"), "in_channels", "the configuration's ddconfig has no in_channels"),
+        (("first_stage_config",), "embed_dim", "the configuration's first stage has no embed_dim"),
+        ((), "linear_start", "noise schedule is not the checkpoint's"),  # then it is DDPM's own, 1e-4
+    ],
+)
+def test_a_key_that_is_missing_is_the_constructors_default_or_an_error(
+    registry, tmp_path, original, where, key, message
+):
+    config, tensors = original
+    config = copy.deepcopy(config)
+    section = config["model"]["params"]
+    for name in where:
+        section = section[name] if name == "ddconfig" else section[name]["params"]
+    del section[key]
+    with pytest.raises(CheckpointError, match=message):
+        import_compvis(saved(tmp_path / "m.ckpt", tensors), config, registry=registry)
 
 
 def test_two_nested_models_are_told_apart_by_a_person(tmp_path):
