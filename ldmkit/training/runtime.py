@@ -62,7 +62,7 @@ def resolve(
     checkpointing: bool = False,
     workers: int | Literal["auto"] = 0,
     worker_timeout: int = 300,
-    threads: int | Literal["auto"] | None = None,
+    threads: int | Literal["auto"] | None = "auto",
     deterministic: bool = False,
 ) -> Runtime:
     """A `Runtime` of what a recipe's `runtime` section asks for.
