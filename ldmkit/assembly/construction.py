@@ -70,6 +70,9 @@ def _check_guidance(recipe: Recipe, model: LatentDiffusion) -> None:
 def _description(recipe: Recipe, registry: Registry) -> dict[str, Any]:
     """What `config.json` of the recipe's model says."""
     resolved = recipe.resolved(redact=False)
+    if recipe.alone:  # its recipe says nothing of a diffusion model
+        rest = {"denoiser": recipe.denoiser, "diffusion": recipe.diffusion}
+        resolved |= {name: section.model_dump(mode="json", by_alias=True) for name, section in rest.items()}
     channels = recipe.data.channels or source_of(recipe, registry).info().channels
     first_stage = {key: value for key, value in resolved["autoencoder"].items() if key not in NOT_OPTIONS}
     first_stage["image_channels"] = first_stage.get("image_channels") or channels

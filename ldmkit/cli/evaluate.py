@@ -194,22 +194,25 @@ def _evaluate(
     """What was measured, one a value of the sweep, each with the directory it is kept in."""
     from ldmkit.assembly import datasets
     from ldmkit.evaluation import Evaluation, Results
-    from ldmkit.runs.completion import asked_metrics
+    from ldmkit.runs.completion import asked_metrics, autoencoder_alone
     from ldmkit.runs.loading import load
     from ldmkit.training.runtime import resolve
 
     stored = folder / "evaluation.json"
     before = Results.load(stored).n if stored.is_file() else recipe.sample.count
     train, validation = datasets(recipe, registry)
-    model = load(
-        folder, asked.weights, checkpoint=asked.checkpoint, without=asked.without, registry=registry, note=aside
-    )
+    if recipe.alone:
+        model = autoencoder_alone(recipe, registry, folder)
+    else:
+        which: Any = {"checkpoint": asked.checkpoint, "without": asked.without}
+        model = load(folder, asked.weights, **which, registry=registry, note=aside)
     evaluation = Evaluation(
         model.to(resolve(device=asked.device).device),
         train,
         validation,
         n=asked.count or before,
         seed=recipe.sample.seed if asked.seed is None else asked.seed,
+        alone=recipe.alone,
         check=lambda: stop.check("evaluating"),
         **asked.sampling,
     )
@@ -250,7 +253,7 @@ def _measured(
     from ldmkit.runs.completion import keep, options_of
 
     if sweep is not None:
-        metrics = [(name, metric) for name, metric in metrics if metric.looks_at_samples]
+        metrics = [(name, metric) for name, metric in metrics if metric.asks == "samples"]
     with console.progress("evaluation", total=len(metrics)) as progress:
         evaluation.progress = lambda what, done, total: progress.update(progress.done, f"{what} {done}/{total}")
         results = evaluate(evaluation, metrics)
@@ -269,9 +272,10 @@ def _measured(
 def _settings(
     folder: Path, recipe: Recipe, asked: Asked, sweep: dict[str, Any] | None, metrics: dict[str, Any]
 ) -> dict[str, Any]:
+    from ldmkit.runs.completion import trained_steps
     from ldmkit.runs.directory import read_status
 
-    step = asked.checkpoint or read_status(folder).get("done") or recipe.train.steps
+    step = asked.checkpoint or read_status(folder).get("done") or trained_steps(recipe)
     found = {"weights": asked.weights, "step": step, "metrics": metrics}
     if asked.without:
         found["without"] = list(asked.without)

@@ -61,6 +61,7 @@ class Evaluation:
     steps: int | None = None
     guidance: float | Mapping[str, float] | str | None = None
     options: Mapping[str, Any] | None = None  # of the sampler
+    alone: bool = False  # whether the autoencoder alone was trained, and nothing can be sampled
     chunk: int = 64  # pictures at a time; changes no number beyond rounding
     progress: Progress = _silent
     check: Callable[[], None] = _go_on  # called between chunks; raises to stop the evaluation

@@ -54,7 +54,7 @@ class ConditioningGain(Metric):
         draws: noises and timesteps a picture; the mean over them is the picture's loss.
     """
 
-    looks_at_samples = False
+    asks = "model"
 
     def __init__(self, *, draws: int = 2) -> None:
         self.draws = draws

@@ -33,6 +33,9 @@ def evaluate(
     unavailable: dict[str, str] = {}
     try:
         for name, metric in dict(metrics).items():
+            if evaluation.alone and metric.asks != "autoencoder":
+                unavailable[name] = "needs a diffusion model, and this run has an autoencoder alone"
+                continue
             try:
                 found = metric.compute(evaluation)
             except LdmkitError as error:
@@ -56,7 +59,7 @@ def evaluate(
         seed=evaluation.seed,
         sources=evaluation.sources,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
-        sampling=sampling(evaluation),
+        sampling={} if evaluation.alone else sampling(evaluation),
         unavailable=unavailable,
         pictures=tuple(pictures),
         data=data_facts(evaluation),
@@ -90,7 +93,9 @@ def parts(evaluation: Evaluation) -> list[dict[str, Any]]:
         rows.append(
             _part(slot, conditioner, kinds[slot], ", ".join(f"{port} {width}" for port, width in ports.items()))
         )
-    return [*rows, _part("denoiser", model.denoiser, type(model.denoiser).__name__, latent)]
+    return (
+        rows if evaluation.alone else [*rows, _part("denoiser", model.denoiser, type(model.denoiser).__name__, latent)]
+    )
 
 
 def _part(name: str, module: nn.Module, kind: str, output: str) -> dict[str, Any]:

@@ -24,12 +24,15 @@ class Command:
 def next_commands(place: str, recipe: Mapping[str, Any], results: Results | None) -> list[Command]:
     """The commands for the run at `place`, of which `recipe` is the resolved one."""
     run = shlex.quote(place)
+    again = Command(f"ldmkit run {shlex.quote(place + '/recipe.resolved.yaml')} --out runs/again", "the same once more")
+    if "train" not in recipe and recipe.get("autoencoder"):  # an autoencoder alone
+        return [Command(f"ldmkit evaluate {run}", "adds figures; nothing is overwritten"), again]
     return [
         Command(f"ldmkit sample {run}{_conditions(recipe, results)}", "more images"),
         Command(f"ldmkit evaluate {run} --sweep guidance=1,1.5,2,3", "adds figures; nothing is overwritten"),
         Command(f"ldmkit report {run}", "the page again"),
         *(Command(f"ldmkit export {run} --format {form} --to exported", "with a model card") for form in EXPORTS),
-        Command(f"ldmkit run {shlex.quote(place + '/recipe.resolved.yaml')} --out runs/again", "the same once more"),
+        again,
     ]
 
 

@@ -103,7 +103,10 @@ def plan(recipe: Recipe, registry: Registry, gpus: Sequence[int] = ()) -> Plan:
     if recipe.autoencoder.train is not None:
         stages.append(_stage("autoencoder", recipe.autoencoder.train, [model.autoencoder], first))
     model.autoencoder.requires_grad_(False)
-    stages.append(_stage("diffusion", recipe.train, [model], second))
+    if recipe.alone:
+        parts.pop()  # the denoiser: it is neither trained nor saved
+    else:
+        stages.append(_stage("diffusion", recipe.train, [model], second))
     load = per_gpu.load(model, recipe, activations=second.activations, latent=4 * math.prod(latent), flops=second.flops)
     shares = tuple(per_gpu.share(load, recipe, count) for count in gpus)
     uncounted = tuple(slot for slot, own in asked.items() if own is None)

@@ -27,8 +27,8 @@ TAKEN_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNOR
 
 def cross_checks(recipe: Recipe) -> list[Problem]:
     """Everything that two keys of a valid recipe contradict each other in."""
-    checks = [_name, _types, _size, _autoencoder, _attention, _widths, _heads, _schedule, _slots, _dropout, _guidance]
-    checks += [_guidance_options, _redacted]
+    checks = [_name, _types, _size, _autoencoder, _alone, _attention, _widths, _heads, _schedule, _slots, _dropout]
+    checks += [_guidance, _guidance_options, _redacted]
     return [Problem(path, text) for check in checks for path, text in check(recipe)]
 
 
@@ -98,6 +98,22 @@ def _autoencoder(recipe: Recipe) -> Found:
                 ("autoencoder", "multipliers"),
                 f"has {len(section.multipliers)} levels, and autoencoder.downsample {section.downsample} needs {levels}",
             )
+
+
+def _alone(recipe: Recipe) -> Found:
+    """A recipe without `train` is one of an autoencoder alone, and says nothing of a diffusion model."""
+    if not recipe.alone:
+        return
+    said = [name for name in ("conditioners", "denoiser", "diffusion", "init") if recipe.document.value.get(name)]
+    if said:
+        yield (
+            ("train",),
+            f"missing; {' and '.join(said)} {'is' if len(said) == 1 else 'are'} for the diffusion model, and nothing says how it "
+            f"is trained; add `train: {{steps: ...}}`, or leave {'it' if len(said) == 1 else 'them'} out to train the "
+            "autoencoder alone",
+        )
+    elif isinstance(recipe.autoencoder, Identity):
+        yield ("train",), "missing, and an identity autoencoder has nothing to train either; add `train: {steps: ...}`"
 
 
 def _network_comes_later(recipe: Recipe) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import Field, PrivateAttr, Tag, ValidationError
+from pydantic import Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from ldmkit.errors import LdmkitError, PluginError, RecipeError
 from ldmkit.messages import KeyPath, Problem, problems_of, shown
@@ -42,7 +42,7 @@ class Recipe(Section):
     dropout: dict[str, Share] | None = None
     denoiser: Denoiser = Field(default_factory=Denoiser)
     diffusion: Diffusion = Field(default_factory=Diffusion)
-    train: Train
+    train: Train = Field(default_factory=lambda: Train.model_construct(steps=0))  # 0 can only be left out
     sample: Sample = Field(default_factory=Sample)
     evaluate: list[Metric] = Field(default_factory=list)
     runtime: Runtime = Field(default_factory=Runtime)
@@ -72,6 +72,18 @@ class Recipe(Section):
         if problems or recipe is None:
             raise failure(problems, document)
         return recipe if registry is None else components.completed(recipe, registry)
+
+    @model_validator(mode="after")
+    def _without_a_denoiser(self) -> Self:
+        if self.alone and "denoiser" not in self.model_fields_set:
+            # Nothing of it is trained, saved or shown; the model is put together all the same.
+            self.denoiser = Denoiser(channels=8, multipliers=(1,), blocks=1, attention=())
+        return self
+
+    @property
+    def alone(self) -> bool:
+        """Whether the autoencoder alone is trained and judged: a recipe without `train`."""
+        return self.train.steps == 0
 
     @property
     def source(self) -> Path | None:
@@ -121,9 +133,12 @@ class Recipe(Section):
         if self.dropout is not None:  # the table says it, and a rate beside it would say it twice
             for slot in value["conditioners"].values():
                 del slot["dropout"]
+        if self.alone:
+            for section in ("denoiser", "diffusion", "train", "conditioners", "dropout"):
+                value.pop(section, None)
         if self.autoencoder.from_ is not None:  # the trained one decides what the recipe leaves open
             value["autoencoder"] = self.autoencoder.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        if self.init is not None:
+        if self.init is not None and not self.alone:
             value["denoiser"] = self.denoiser.model_dump(mode="json", by_alias=True, exclude_unset=True)
             value["diffusion"] = self.diffusion.model_dump(mode="json", by_alias=True, exclude_unset=True)
         return dump.redacted(value) if redact else value

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ldmkit.assembly import build
 from ldmkit.data import Dataset
 from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, new_folder, write_pictures
 from ldmkit.evaluation.store import FOLDER as EVALUATIONS
+from ldmkit.interop.diffusers.autoencoder_folder import load_autoencoder, save_autoencoder
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
@@ -37,6 +39,21 @@ def save_model(model: LatentDiffusion, state: TrainingState, folder: Path) -> No
     model.to(device)
 
 
+def save_autoencoder_alone(model: LatentDiffusion, folder: Path) -> None:
+    """The autoencoder in the run's directory `folder`, as `autoencoder.from` and `load_autoencoder` read it."""
+    target = folder / MODEL
+    if target.exists():
+        discard(target)
+    save_autoencoder(model.autoencoder, target)
+
+
+def autoencoder_alone(recipe: Recipe, registry: Registry, folder: Path) -> LatentDiffusion:
+    """The autoencoder of such a run, in a model whose denoiser nobody asks."""
+    model = build(recipe, registry)
+    model.autoencoder = load_autoencoder(folder / MODEL)
+    return model.eval()
+
+
 def evaluate_model(
     model: LatentDiffusion,
     data: tuple[Dataset, Dataset],
@@ -61,6 +78,7 @@ def evaluate_model(
             validation,
             n=max(count, recipe.sample.count),
             seed=recipe.sample.seed,
+            alone=recipe.alone,
             progress=lambda what, done, total: progress.update(progress.done, f"{what} {done}/{total}"),
             check=lambda: stop.check("evaluating"),
         )
@@ -68,7 +86,7 @@ def evaluate_model(
         progress.update(max(len(metrics), 1), " ")
     keep_older(folder)
     place = new_folder(folder)
-    settings = {"weights": "ema", "step": recipe.train.steps, "metrics": options_of(recipe)}
+    settings = {"weights": "ema", "step": trained_steps(recipe), "metrics": options_of(recipe)}
     results = keep(results, evaluation, place, run=folder, count=recipe.sample.count, settings=settings)
     shutil.copyfile(place / EVALUATION, folder / f".tmp-{EVALUATION}")
     (folder / f".tmp-{EVALUATION}").replace(folder / EVALUATION)
@@ -103,6 +121,12 @@ def keep(
     return results
 
 
+def trained_steps(recipe: Recipe) -> int:
+    """Of the last stage that is trained; 0 where a trained autoencoder is judged as it is."""
+    own = recipe.autoencoder.train
+    return recipe.train.steps if not recipe.alone else 0 if own is None else own.steps
+
+
 def options_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Metric -> its options, of what the recipe evaluates."""
     return {entry.type: dict(entry.options) for entry in recipe.evaluate}
@@ -111,5 +135,7 @@ def options_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
 def asked_metrics(recipe: Recipe, registry: Registry) -> tuple[list[tuple[str, Metric]], int]:
     """The recipe's metrics, and how many samples they want."""
     metrics = [(entry.type, registry.metrics.create(entry.type, entry.options)) for entry in recipe.evaluate]
+    if recipe.alone and not metrics:  # what else would an autoencoder alone be trained for
+        metrics = [("reconstruction", registry.metrics.create("reconstruction", {}))]
     wanted = [int(entry.options.get("count") or 0) for entry in recipe.evaluate]
     return metrics, max(wanted, default=0) or (EVALUATED if metrics else 0)

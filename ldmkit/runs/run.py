@@ -169,7 +169,13 @@ def _finished(directory: RunDirectory, recipe: Recipe, changed: list[Difference]
         return False
     if any(difference.key.split(".")[0] in ("sample", "evaluate") for difference in changed):
         return False
-    return int(status.get("done", 0)) >= recipe.train.steps
+    return int(status.get("done", 0)) >= steps_of(recipe)
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Of the last stage that is trained."""
+    own = recipe.autoencoder.train
+    return recipe.train.steps if not recipe.alone else 0 if own is None else own.steps
 
 
 def _begin(directory: RunDirectory, registry: Registry) -> None:
@@ -217,7 +223,7 @@ class _Work:
             raise failure from error
         if not self.ranks.first:
             return
-        done = result.recipe.train.steps
+        done = steps_of(result.recipe)
         self.directory.write_status("finished", stage=None, exit_code=0, done=done, seconds=seconds)
         try:
             _report(result.path)

@@ -20,7 +20,7 @@ from ldmkit.evaluation import Results
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
-from ldmkit.runs.completion import evaluate_model, save_model
+from ldmkit.runs.completion import evaluate_model, save_autoencoder_alone, save_model
 from ldmkit.runs.directory import RunDirectory, learned, longer_first_stage
 from ldmkit.runs.pretrained import keep_frozen, start_trained
 from ldmkit.runs.previews import Previews
@@ -148,13 +148,14 @@ class Stages:
         self.ranks.check(self.stop, "reading the data")
         self._probe(model, train)
         self._first_stage(model, train, validation)
-        cache = self._caching.latents(model, train)
+        cache = None if self.recipe.alone else self._caching.latents(model, train)
         self._calibrate(model, train, cache)
-        found = [own for own in (cache, self._caching.answers(model, train)) if own is not None]
-        state = self._second_stage(model, train, validation, Caches(found))
+        if self.recipe.alone:
+            self.ranks.decide(lambda: save_autoencoder_alone(model, folder))
+        else:
+            self._diffusion(model, train, validation, cache)
         if said := self.bad_samples.summary():
             self.console.note(f"note: {said}")
-        self.ranks.decide(lambda: save_model(model, state, folder))
         self.directory.write_status("running", stage="evaluation")
         return self.ranks.decide(
             lambda: evaluate_model(
@@ -167,6 +168,14 @@ class Stages:
                 stop=self.stop,
             )
         )
+
+    def _diffusion(
+        self, model: LatentDiffusion, train: Dataset, validation: Dataset, cache: latents.LatentCache | None
+    ) -> None:
+        """Stage two, and the model it ends with."""
+        found = [own for own in (cache, self._caching.answers(model, train)) if own is not None]
+        state = self._second_stage(model, train, validation, Caches(found))
+        self.ranks.decide(lambda: save_model(model, state, self.directory.path))
 
     def _remember_data(self, train: Dataset, validation: Dataset) -> None:
         def compared() -> tuple[Any, list[int | None]]:

@@ -25,7 +25,7 @@ class VariationalBound(Metric):
         count: held-out pictures.
     """
 
-    looks_at_samples = False
+    asks = "model"
 
     def __init__(self, *, steps: int = 100, count: int = 64) -> None:
         self.steps, self.count = steps, count

@@ -89,12 +89,15 @@ def summary(record: Record) -> str:
     size = data.get("size")
     shape = " x ".join(str(side) for side in size) if isinstance(size, list) else f"{size} x {size}" if size else ""
     kind = {"vq": "VQ", "kl": "KL"}.get(str(autoencoder.get("type")), str(autoencoder.get("type", "")))
+    alone = "train" not in recipe and bool(autoencoder.get("train"))
     parts = [
-        f"A latent diffusion model conditioned on {', '.join(slots)}"
+        f"A {kind} autoencoder"
+        if alone
+        else f"A latent diffusion model conditioned on {', '.join(slots)}"
         if slots
         else "An unconditional latent diffusion model",
         f"for {shape} pictures ({data.get('type')})" if shape else "",
-        f"in the latent space of a {kind} autoencoder" if kind else "",
+        f"in the latent space of a {kind} autoencoder" if kind and not alone else "",
     ]
     seconds = record.status.get("seconds")
     took = f" Trained and evaluated in {duration(seconds)}." if isinstance(seconds, int | float) else ""
