@@ -49,6 +49,9 @@ class Asked:
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME", help="Instead of the recipe's; '{type: NAME, option: 1}' too."
 )
+@click.option(
+    "--reference", metavar="DIR|STATS", help="Images, or an .npz of statistics, that Frechet distances compare with."
+)
 @click.option("--sampler", help="Its name; `ldmkit plugins list` shows them.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of the sampler.")
 @click.option("--guidance", multiple=True, metavar="SCALE", help="A number, SLOT=SCALE, or an expression.")
@@ -69,6 +72,7 @@ def command(
     run: str,
     count: int | None,
     metrics: tuple[str, ...],
+    reference: str | None,
     sampler: str | None,
     steps: int | None,
     guidance: tuple[str, ...],
@@ -117,6 +121,8 @@ def command(
     registry = plugins.load(files=files or recorded)
     recipe = _chosen(load(folder / RECIPE), metrics)
     recipe = _without(recipe, without).validate_components(registry)
+    if reference is not None:
+        recipe = _against(recipe, registry, reference)
     with RunDirectory(folder), Stop() as stop:
         found = _evaluate(folder, recipe, registry, asked, stop, Console(enabled=not as_json))
         if asked.out is None:
@@ -166,6 +172,19 @@ def _chosen(recipe: Recipe, metrics: Sequence[str]) -> Recipe:
     there = {entry["type"]: entry for entry in recipe.resolved(redact=False)["evaluate"]}
     asked = [override_value(text, f"--metric {text}") for text in metrics]
     return recipe.updated({"evaluate": [there.get(one, one) if isinstance(one, str) else one for one in asked]})
+
+
+def _against(recipe: Recipe, registry: Registry, reference: str) -> Recipe:
+    """The recipe with a reference for those of its metrics that take one."""
+    from ldmkit.errors import UsageError
+
+    entries = recipe.resolved(redact=False)["evaluate"]
+    taking = [entry for entry in entries if "reference" in registry.metrics.options(entry["type"]).names()]
+    if not taking:
+        raise UsageError("no metric here takes a reference", hint="--metric fid, --metric frechet")
+    for entry in taking:
+        entry["reference"] = reference
+    return recipe.updated({"evaluate": entries}).validate_components(registry)
 
 
 def _without(recipe: Recipe, slots: tuple[str, ...]) -> Recipe:

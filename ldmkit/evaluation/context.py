@@ -290,7 +290,7 @@ class Evaluation:
             "interval": span,
         }
         means = {key: _mean(other) for key, other in beside.items()}
-        return Figure(name, mean, beside=means, differences=differences, **{**given, **rest})
+        return Figure(name, mean, beside=means, **{"differences": differences, **given, **rest})
 
     def _difference(self, own: Scores, other: float | Tensor | Scores) -> tuple[float, float] | None:
         """95 % of the mean of own minus other over the rows that both have; None where they share none."""

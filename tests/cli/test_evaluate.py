@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import ldmkit
 from ldmkit.cli import main
@@ -80,6 +81,24 @@ def test_settings_are_used_and_kept(trained: Path, before: dict[str, str], capsy
     assert (told["n"], told["seed"], told["settings"]["weights"], told["settings"]["step"]) == (3, 7, "raw", 1)
 
 
+def test_a_reference_is_given_to_the_metrics_that_take_one(
+    trained: Path,
+    before: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for level in range(3):
+        Image.new("RGB", (32, 32), (80 * level, 10, 200)).save(tmp_path / f"{level}.png")
+    metric = "{type: frechet, backbone: test_resnet.r160_in1k}"
+    assert call("evaluate", str(trained), "-n", "3", "--metric", metric, "--reference", str(tmp_path), "--json") == 0
+    assert f"against those of {tmp_path.name}" in json.loads(capsys.readouterr().out)["figures"][0]["note"]
+    assert len(list((tmp_path / "cache" / "ldmkit" / "statistics").iterdir())) == 1
+    assert call("evaluate", str(trained), "--metric", "psnr", "--reference", str(tmp_path)) == 2
+    assert "no metric here takes a reference" in capsys.readouterr().err
+
+
 def test_a_sweep_is_one_evaluation_a_value(
     trained: Path, before: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +116,7 @@ def test_out_leaves_the_run_alone(
     assert call("evaluate", str(trained), "-n", "2", "--metric", "fidelity", "--out", str(out)) == 0
     assert "fidelity: not measured: does not apply" in capsys.readouterr().out
     assert contents(trained) == before  # no file more either
-    assert sorted(file.name for file in out.iterdir()) == ["evaluation.json", "held-out.png"]
+    assert sorted(file.name for file in out.iterdir()) == ["evaluation.json", "held-out.png", "reconstructions.png"]
     assert call("evaluate", str(trained), "-n", "2", "--out", str(out)) == 2
     assert "is there already and not empty" in capsys.readouterr().err
 

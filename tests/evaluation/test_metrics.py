@@ -172,5 +172,5 @@ def test_weights_of_a_backbone_without_a_network(monkeypatch):
     monkeypatch.setattr("ldmkit.hub._answers", lambda name, kind: False)
     monkeypatch.setattr(timm, "create_model", make)
     with pytest.raises(OfflineError, match=r"hf download timm/resnet10t\.\w+, .* `weights: random`"):
-        Frechet(weights="pretrained").network()
+        Frechet(weights="pretrained").extractor()
     assert before == huggingface_hub.constants.HF_HUB_OFFLINE

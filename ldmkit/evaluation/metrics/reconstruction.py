@@ -58,16 +58,16 @@ def codebook_figures(evaluation: Evaluation, autoencoder: VQAutoencoder) -> list
         counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
     shares = counts[counts > 0] / counts.sum()
     perplexity = float((-(shares * shares.log()).sum()).exp())
-    n = {"n": evaluation.distinct}
+    n = evaluation.distinct
     note = f"Of {len(counts)} codes, over {int(counts.sum())} positions of held-out images."
     used = len(shares) / len(counts)
     return [
-        evaluation.figure("codes-in-use", used, title="codes in use", unit="fraction", note=note, **n),
+        evaluation.figure("codes-in-use", used, title="codes in use", unit="fraction", note=note, n=n),
         evaluation.figure(
             "codebook-perplexity",
             perplexity,
             title="codebook perplexity",
             note=f"{note} As many codes used equally.",
-            **n,
+            n=n,
         ),
     ]
