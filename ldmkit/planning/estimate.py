@@ -111,7 +111,16 @@ def plan(recipe: Recipe, registry: Registry, gpus: Sequence[int] = ()) -> Plan:
     shares = tuple(per_gpu.share(load, recipe, count) for count in gpus)
     uncounted = tuple(slot for slot, own in asked.items() if own is None)
     formats = obstacles(planned(model, recipe.autoencoder.scale))
-    return Plan(recipe.name, (height, width), latent, tuple(parts), tuple(stages), shares, uncounted, {**formats})
+    return Plan(
+        recipe.name,
+        (height, width),
+        latent,
+        tuple(parts),
+        tuple(stages),
+        shares,
+        uncounted,
+        {str(name): reason for name, reason in formats.items()},
+    )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def test_all_errors_at_once_in_the_order_of_the_file(errors):
         ("train.betas=[0.9]", "train.betas.1: too few values"),
         ("train=5", "train: expected a mapping of keys, got 5"),
         ("autoencoder.type=kll", "autoencoder.type: must be one of vq, kl, identity, got \"kll\"; did you mean 'kl'?"),
-        ("autoencoder.loss.perceptual.net=vggg", "must be one of alex, vgg, squeeze, got \"vggg\"; did you mean 'vgg'?"),
+        ("autoencoder.loss.perceptual.net=vggg", "must be one of alex, vgg, squeeze, efficientnet-lite0, got \"vggg\"; did you mean 'vgg'?"),
         ("data.size=64x64", 'data.size: expected a whole number or a list, got "64x64"'),
         ("data.size=[64, a]", 'data.size.1: expected a whole number, got "a"'),
         ("diffusion.schedule=cosin", "diffusion.schedule.type: must be one of linear, plain-linear, sqrt, cosine, given"),
