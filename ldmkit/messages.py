@@ -61,7 +61,9 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def nearest(given: object, names: Iterable[str]) -> str | None:
-    """The name that somebody who wrote `given` may have meant."""
+    """The name that somebody who wrote `given` may have meant. A number is near to no other: 3 is as far from 32 as from 4."""
+    if not isinstance(given, str):
+        return None
     return next(iter(difflib.get_close_matches(str(given), list(names), n=1)), None)
 
 

@@ -1,18 +1,19 @@
-"""One thread in each test, checksums, and several processes: forks that find each other as a launcher's processes do."""
+"""One thread in each test, checksums, and several processes: children that find each other as a launcher's processes do."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
 import socket
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 
@@ -21,9 +22,17 @@ from ldmkit.training.parallel.launch import launched
 from ldmkit.training.parallel.ranks import Ranks
 
 PATIENCE = 300.0  # seconds; far more than any of them needs on a busy machine
+# What children would each import anew, for seconds. Modules alone: nothing is computed before a child is made.
+IMPORTED = [
+    "pytest",
+    "cloudpickle",
+    "ldmkit.runs.run",
+    "ldmkit.runs.stages",
+    "ldmkit.runs.resume_check",
+    "torch.distributed.fsdp",
+]
 
 Action = Callable[[Ranks], Any]
-ABORTED = {-signal.SIGABRT, -signal.SIGSEGV}
 
 
 # Sums of another number of threads have other last bits; and networks as small as the tests' gain nothing by more.
@@ -46,20 +55,16 @@ def checksums(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def in_ranks(tmp_path: Path) -> Callable[[int, Action], list[Any]]:
-    """What `action` gives on each of `count` ranks; an exception comes back as a value, as does the code of one that died."""
+    """What `action` gives on each of `count` ranks; an exception comes back as a value, as does the code of one that died.
 
-    def attempt(count: int, action: Action, joined: bool) -> list[int]:
-        port = free_port()
-        return _wait([_fork(rank, count, port, action, tmp_path, joined) for rank in range(count)])
+    The action and what it refers to are pickled: a rank sees no attribute that a test has patched, and a test none that a rank
+    has changed.
+    """
 
     def run(count: int, action: Action, *, joined: bool = True) -> list[Any]:
         """`joined` False leaves it to the action to call `launched`."""
-        codes = attempt(count, action, joined)
-        if ABORTED & set(codes):
-            # Rarely (once in some hundred times) a collective of torch's gloo finds the heap of a fork damaged, and the C library
-            # ends it. No test here ends a rank so; the second attempt goes on from the checkpoints of the first.
-            print(f"ranks ended with {codes}: a second attempt", file=sys.stderr)
-            codes = attempt(count, action, joined)
+        port = free_port()
+        codes = _wait([_rank(rank, count, port, action, tmp_path, joined) for rank in range(count)])
         return [_read(tmp_path / f"answer-{rank}.pt", code) for rank, code in enumerate(codes)]
 
     return run
@@ -71,35 +76,53 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def forked(action: Callable[[], Any]) -> int:
-    """A process that does this in one thread. It ends with 0, or with 1 after an exception, shown where the test fails."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; none of ours is alive
-        child = os.fork()
-    if child:
-        return child
+def started(action: Callable[[], Any]) -> ForkServerProcess:
+    """A process that does this in one thread. It ends with 0, or with 1 after an exception, shown where the test fails.
+
+    It is no fork of this process, which has computed, and has threads (of torch, of TensorBoard) that a fork would lack in the
+    middle of what they did; but of a server that has imported modules and done nothing else.
+    """
+    child = _context().Process(target=_act, args=(cloudpickle.dumps(action), sys.path), daemon=False)
+    child.start()
+    return child
+
+
+def ended(child: ForkServerProcess) -> int:
+    """The exit code of a process, when it has ended; of one that a signal killed, minus its number."""
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+def _act(pickled: bytes, path: list[str]) -> None:
+    sys.path[:] = path
+    torch.set_num_threads(1)
     try:
-        torch.set_num_threads(1)
-        action()
-        os._exit(0)
+        cloudpickle.loads(pickled)()
+        code = 0
     except BaseException:
         traceback.print_exc()
-    os._exit(1)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # as after a kill: no handler of an exit waits for a rank that is gone
 
 
-def ended(child: int) -> int:
-    """The exit code of a process, when it has ended; of one that a signal killed, minus its number."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _fork(rank: int, count: int, port: int, action: Action, folder: Path, joined: bool) -> int:
+def _rank(rank: int, count: int, port: int, action: Action, folder: Path, joined: bool) -> ForkServerProcess:
     def act() -> None:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
         os.environ.update({name: str(value) for name, value in place.items()})
-        torch.save(_answer(rank, action, joined), folder / f"tmp-{rank}")
+        with open(folder / f"tmp-{rank}", "wb") as file:
+            cloudpickle.dump(_answer(rank, action, joined), file)
         os.replace(folder / f"tmp-{rank}", folder / f"answer-{rank}.pt")
 
-    return forked(act)
+    return started(act)
 
 
 def _answer(rank: int, action: Action, joined: bool) -> Any:
@@ -117,23 +140,18 @@ def _answer(rank: int, action: Action, joined: bool) -> Any:
 def _read(answer: Path, code: int) -> Any:
     if not answer.exists():
         return code
-    found = torch.load(answer, weights_only=False)
+    found = cloudpickle.loads(answer.read_bytes())
     answer.unlink()
     return found
 
 
-def _wait(children: list[int]) -> list[int]:
-    codes: dict[int, int] = {}
+def _wait(children: list[ForkServerProcess]) -> list[int]:
     end = time.monotonic() + PATIENCE
-    while len(codes) < len(children):
-        for child in set(children) - set(codes):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            for child in set(children) - set(codes):
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-            raise AssertionError(f"{len(children) - len(codes)} of {len(children)} processes hang")
-        time.sleep(0.02)
-    return [codes[child] for child in children]
+    for child in children:
+        child.join(max(end - time.monotonic(), 0.0))
+    if hung := [child for child in children if child.exitcode is None]:
+        for child in hung:
+            child.kill()
+            child.join()
+        raise AssertionError(f"{len(hung)} of {len(children)} processes hang")
+    return [ended(child) for child in children]

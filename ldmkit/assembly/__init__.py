@@ -10,17 +10,20 @@ from ldmkit.assembly.construction import (
     samplers,
 )
 from ldmkit.assembly.extra_losses import extra_losses
+from ldmkit.assembly.fields import check_fields
 from ldmkit.assembly.fitting import fit, learned_options
 from ldmkit.assembly.inheritance import inherited
 from ldmkit.assembly.locations import model_folder
-from ldmkit.assembly.restoration import load, plugin_files, require_parts, restore
+from ldmkit.assembly.restoration import Reader, load, plugin_files, require_parts, restore
 from ldmkit.assembly.sources import datasets, source_of
 
 __all__ = [
+    "Reader",
     "Uninitialised",
     "assemble",
     "autoencoder_of",
     "build",
+    "check_fields",
     "conditioner_of",
     "datasets",
     "extra_losses",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from ldmkit.assembly.inheritance import DERIVED_WIDTHS, inherited
 from ldmkit.assembly.sources import source_of
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.conditioning import Conditioner, ConditionerSet, Dropout, LatentSpec, Ports, StoredNull
-from ldmkit.conditioning.checks import called
+from ldmkit.conditioning.checks import called, check_state
 from ldmkit.denoiser import Denoiser
-from ldmkit.errors import PluginError, UsageError
+from ldmkit.errors import LdmkitError, PluginError, UsageError
 from ldmkit.guidance import parse
 from ldmkit.latent_diffusion import LatentDiffusion, Sampler, Slot
 from ldmkit.plugins import Registry
@@ -46,9 +45,9 @@ def build(recipe: Recipe, registry: Registry | None = None) -> LatentDiffusion:
         if section.freeze is True:
             model.conditioners[name].requires_grad_(False)
     _check_guidance(recipe, model)
-    from ldmkit.assembly.restoration import load  # it is made of what is here
+    from ldmkit.assembly.restoration import Reader  # it is made of what is here
 
-    model.loader = partial(load, registry=registry)
+    model.loader = Reader(registry.discovery)
     return model
 
 
@@ -68,6 +67,9 @@ def _check_guidance(recipe: Recipe, model: LatentDiffusion) -> None:
 def _description(recipe: Recipe, registry: Registry) -> dict[str, Any]:
     """What `config.json` of the recipe's model says."""
     resolved = recipe.resolved(redact=False)
+    if recipe.alone:  # its recipe says nothing of a diffusion model
+        rest = {"denoiser": recipe.denoiser, "diffusion": recipe.diffusion}
+        resolved |= {name: section.model_dump(mode="json", by_alias=True) for name, section in rest.items()}
     channels = recipe.data.channels or source_of(recipe, registry).info().channels
     first_stage = recipe.autoencoder.options
     first_stage["image_channels"] = first_stage.get("image_channels") or channels
@@ -213,12 +215,18 @@ def conditioner_of(name: str, slot: Slot, spec: LatentSpec, registry: Registry) 
     kind = registry.conditioners.load(registered_type(slot, registry))
     arguments = registry.conditioners.options_of(kind).read(dict(slot.options)).arguments()
     who = f"the conditioner of slot {name} ({', '.join(filter(None, (kind.__name__, slot.plugin)))})"
-    made: Conditioner = called(who, "__init__", lambda: kind(**arguments, **fill(kind, LatentSpec=spec)))
+    try:
+        made: Conditioner = called(who, "__init__", lambda: kind(**arguments, **fill(kind, LatentSpec=spec)))
+    except PluginError:
+        raise
+    except LdmkitError as error:  # of its options, which it does not know to be a slot's
+        raise type(error)(f"slot {name}: {error.message}", hint=error.hint, where=error.where) from error
     if not isinstance(vars(made).get("emits"), Ports):
         raise PluginError(
             f"{who} has no ports: emits is {vars(made).get('emits')!r}",
             hint="set it in __init__: self.emits = Ports(...)",
         )
+    check_state(who, made)
     return made
 
 
@@ -231,17 +239,23 @@ def registered_type(slot: Slot, registry: Registry) -> str:
 
 def samplers(registry: Registry) -> dict[str, Sampler]:
     """Every registered sampler that can be loaded."""
-    return {name: _Lazy(name, registry) for name in registry.samplers.names()}
+    return {name: _Lazy(name, registry.samplers.only(name)) for name in registry.samplers.names()}
 
 
 class _Lazy:
-    """A sampler that is imported when it is first called."""
+    """A sampler that is imported when it is first called. It holds names alone, so that a model can be copied and pickled."""
 
-    def __init__(self, name: str, registry: Registry) -> None:
-        self.name, self.registry = name, registry
+    def __init__(self, name: str, catalog: Catalog) -> None:
+        self.name, self.catalog = name, catalog
+
+    @property
+    def __wrapped__(self) -> Sampler:
+        """The sampler itself, for whoever reads its options."""
+        loaded: Sampler = self.catalog.load(self.name)
+        return loaded
 
     def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
-        result: torch.Tensor = self.registry.samplers.load(self.name)(*args, **options)
+        result: torch.Tensor = self.__wrapped__(*args, **options)
         return result
 
 

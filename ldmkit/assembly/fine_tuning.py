@@ -24,6 +24,7 @@ from ldmkit.messages import tensor_differences
 from ldmkit.plugins import Registry
 
 STEM = "input_blocks.0.0.weight"
+SHORTCUT = "shortcut.conv.weight"
 
 
 @dataclass
@@ -131,7 +132,7 @@ def _denoiser(model: LatentDiffusion, source: LatentDiffusion, done: Initialised
     ours, theirs = model.denoiser, source.denoiser
     if isinstance(ours, UNet) and isinstance(theirs, UNet):
         _unet(ours, theirs, model, done, where)
-        _stem(model, source, where)
+        _inputs(model, source, where)
     else:  # of what is inside another network nothing is known: all of it, or nothing
         _copy(ours, theirs, "denoiser", where)
 
@@ -193,19 +194,38 @@ def _other_blocks(what: str, where: str) -> CheckpointError:
     )
 
 
-def _stem(model: LatentDiffusion, source: LatentDiffusion, where: str) -> None:
-    """The first convolution: each condition's channels to where they are here, zero for those of new conditions."""
-    ours, theirs = model.denoiser.get_parameter(STEM), source.denoiser.get_parameter(STEM)
+def _inputs(model: LatentDiffusion, source: LatentDiffusion, where: str) -> None:
+    """What reads the UNet's input channels: each condition's to where they are here, zero for those of new conditions."""
+    network, other = model.denoiser, source.denoiser
+    assert isinstance(network, UNet)
+    assert isinstance(other, UNet)
+    ours, theirs = network.get_parameter(STEM), other.get_parameter(STEM)
     if ours.shape[0] != theirs.shape[0]:
         raise _other_blocks(f"its stem is {ours.shape[0]} wide and the source's {theirs.shape[0]}", where)
+    _moved(model, source, STEM, dim=1)
+    _moved(model, source, STEM.replace("weight", "bias"))
+    if other.shortcut is None:
+        return  # one that is added starts as zero
+    if network.shortcut is None:
+        raise _other_blocks("it lacks the source's linear shortcut (denoiser.shortcut)", where)
+    _moved(model, source, SHORTCUT, dim=1)
+    _moved(model, source, SHORTCUT.replace("weight", "bias"))
+    _moved(model, source, "shortcut.scale.weight", dim=0)
+    _moved(model, source, "shortcut.scale.bias", dim=0)
+
+
+def _moved(model: LatentDiffusion, source: LatentDiffusion, name: str, *, dim: int | None = None) -> None:
+    """The source's parameter here; `dim` is that of the input channels, where it has one."""
+    ours, theirs = model.denoiser.get_parameter(name), source.denoiser.get_parameter(name)
+    if dim is None:
+        ours.copy_(theirs)
+        return
+    ours.zero_()
     places, found = _channels(model), _channels(source)
-    fresh = torch.zeros_like(ours)
-    for name, place in places.items():
-        if name in found:
-            fresh[:, place] = theirs[:, found[name]]
-    ours.copy_(fresh)
-    bias = STEM.replace("weight", "bias")
-    model.denoiser.get_parameter(bias).copy_(source.denoiser.get_parameter(bias))
+    for slot, place in places.items():
+        if slot in found:
+            length = place.stop - place.start
+            ours.narrow(dim, place.start, length).copy_(theirs.narrow(dim, found[slot].start, length))
 
 
 def _channels(model: LatentDiffusion) -> dict[str, slice]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldmkit import plugins
+from ldmkit.assembly.fields import check_fields
 from ldmkit.assembly.inheritance import inherited
 from ldmkit.assembly.sources import source_of
 from ldmkit.conditioning import Conditioner
@@ -27,6 +28,7 @@ def fit(recipe: Recipe, registry: Registry | None = None) -> Recipe:
     """
     registry = registry or plugins.load()
     recipe = inherited(recipe.validate_components(registry), registry)
+    check_fields(recipe, registry)
     changes: dict[str, Any] = {}
     source: Source | None = None
     for name, slot in recipe.conditioners.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from ldmkit import plugins
 from ldmkit.assembly.construction import Uninitialised, assemble, registered_type, reset_meta_buffers
@@ -17,7 +18,7 @@ from ldmkit.conditioning import StoredNull
 from ldmkit.errors import CheckpointError, PluginError, UsageError
 from ldmkit.latent_diffusion import LatentDiffusion, Slot, read_config, read_nulls, read_weights
 from ldmkit.messages import problems_of, tensor_differences
-from ldmkit.plugins import Registry
+from ldmkit.plugins import Discovery, Registry
 
 
 def load(
@@ -26,11 +27,13 @@ def load(
     *,
     without: Sequence[str] = (),
     registry: Registry | None = None,
+    reader: Callable[..., LatentDiffusion] | None = None,
 ) -> LatentDiffusion:
     """A trained model in eval mode on the CPU: from a run's directory, a saved model's, or a hub repository ("owner/name").
 
     The slots in `without` need no plugin: they are null, as the saved model keeps it, and take no value. Such a model samples
-    and is evaluated; saved again it is whole, with the weights of these slots as they were.
+    and is evaluated; saved again it is whole, with the weights of these slots as they were. `reader` is what the model reads
+    another one with (autoguidance by a path), a function as this one, which is the default.
 
     Raises:
         CheckpointError: nothing that can be read is there, or its weights do not fit.
@@ -56,8 +59,22 @@ def load(
     tensors = read_weights(folder, weights)
     left_out = {name: _stored_null(name, folder, tensors) for name in names}
     model = restore(config, tensors, registry, left_out, where=str(folder))
-    model.loader = partial(load, registry=registry)
+    model.loader = Reader(registry.discovery, reader or load)
     return model
+
+
+@dataclass(frozen=True)
+class Reader:
+    """(path, weights) -> another model, by the same plugins: what a model reads the one to guide away from with.
+
+    It holds how the plugins are found and no plugin, so that the model can be copied, pickled and sent.
+    """
+
+    discovery: Discovery
+    read: Callable[..., LatentDiffusion] = load
+
+    def __call__(self, path: str, weights: str) -> LatentDiffusion:
+        return self.read(path, weights, registry=self.discovery.again())
 
 
 def _stored_null(slot: str, folder: Path, tensors: dict[str, torch.Tensor]) -> StoredNull:
@@ -146,10 +163,29 @@ def restore(
         model = assemble(config, registry, left_out)
     if wrong := tensor_differences(model.state_dict(), tensors):
         raise CheckpointError(f"the weights do not fit the configuration: {wrong}", where=where)
-    model.load_state_dict(tensors, assign=True)
+    tied = _tied(model)
+    # Of a parameter's names, only the one it is trained under has raw weights beside the average.
+    same = {name: tensors[first] for first, *others in tied for name in others}
+    model.load_state_dict({**tensors, **same}, assign=True)
+    for first, *others in tied:
+        for name in others:
+            _set(model, name, model.get_parameter(first))
     reset_meta_buffers(model, config, registry, left_out)
     model.autoencoder.requires_grad_(False)
     return model.eval()
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several, the one it is trained and averaged under first."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
+
+
+def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    model.get_submodule(owner)._parameters[leaf] = parameter
 
 
 def plugin_files(config: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:

@@ -66,24 +66,24 @@ class Autoencoder(nn.Module, ABC):
         """
         return self._posterior(self.fit(images))
 
-    def encode(self, images: Tensor, generators: Sequence[Generator] | Generator | None = None) -> Tensor:
+    def encode(self, images: Tensor, generator: Sequence[Generator] | Generator | None = None) -> Tensor:
         """Scaled latents of images: a sample of the posterior, or its mode without a generator.
 
         Args:
             images: (b, image_channels, h, w) in [-1, 1].
-            generators: one a row, or one for the batch, on the CPU.
+            generator: one a row, or one for the batch, on the CPU.
         """
-        return self.draw(self.posterior(images), generators)
+        return self.draw(self.posterior(images), generator)
 
-    def draw(self, posterior: Posterior, generators: Sequence[Generator] | Generator | None = None) -> Tensor:
+    def draw(self, posterior: Posterior, generator: Sequence[Generator] | Generator | None = None) -> Tensor:
         """Scaled latents (b, c, h, w) of a posterior: a sample, or its mode without a generator (see `encode`)."""
-        if posterior.logvar is None or generators is None:
+        if posterior.logvar is None or generator is None:
             return self.scale(posterior.mode())
         shape = posterior.mean.shape
-        if isinstance(generators, Generator):
-            noise = torch.randn(shape, generator=generators)
+        if isinstance(generator, Generator):
+            noise = torch.randn(shape, generator=generator)
         else:
-            noise = random.normal(generators, shape[1:])
+            noise = random.normal(generator, shape[1:])
         return self.scale(posterior.sample(noise))
 
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class Autoencoder(nn.Module, ABC):
             UsageError: wrong number of channels, or a `size` larger than what the latents hold.
         """
         self._check_latents(latents)
-        return self._crop(self._decode(self.unscale(latents)), size)
+        return self._crop(self._decode(self._own(self.unscale(latents))), size)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
         """A training pass: reconstruct images (b, c, h, w) through the posterior's mode, or a sample if there is noise.
@@ -179,12 +179,19 @@ class Autoencoder(nn.Module, ABC):
             raise UsageError(f"images have shape {tuple(images.shape)}; expected (b, {self.image_channels}, h, w)")
         height, width = images.shape[-2:]
         self._check_size((height, width))
-        if not images.is_meta and not torch.compiler.is_compiling() and not torch.isfinite(images.sum()):
+        # On an accelerator it would wait for the device; what comes from data is looked at before it goes there.
+        looked_at = images.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looked_at and not torch.isfinite(images.sum()):
             raise DataError(
                 "the images have values that are not finite (NaN or infinite)",
                 hint="look at the data source's pictures",
             )
-        return pad_to_multiple(images, self.factor)
+        return pad_to_multiple(self._own(images), self.factor)
+
+    def _own(self, values: Tensor) -> Tensor:
+        """In the dtype of the weights, where there are any."""
+        own = next((parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()), values.dtype)
+        return values.to(own)
 
     def _check_size(self, size: tuple[int, int]) -> None:
         if min(size) < 1:

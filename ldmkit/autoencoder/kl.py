@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Unpack, final
 
+import torch
 from torch import Tensor, nn
 
 from ldmkit.autoencoder.base import Autoencoder
 from ldmkit.autoencoder.config import NetworkConfig, NetworkOptions
-from ldmkit.autoencoder.networks import Decoder, Encoder
+from ldmkit.autoencoder.networks import Decoder, Encoder, start_as
 from ldmkit.autoencoder.posterior import Posterior, Reconstruction
 
 START_LOGVAR = -6.0
@@ -34,9 +35,12 @@ class KLAutoencoder(Autoencoder):
         self.encoder = Encoder(config, 2 * width)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * width, 2 * width, 1)
+        self.post_quant_conv = nn.Conv2d(width, width, 1)
+        if config.shortcut:
+            start_as(self.quant_conv, torch.eye(2 * width))
+            start_as(self.post_quant_conv, torch.eye(width))
         # The posterior starts narrow: at a log-variance of 0 its noise drowns the means for the first hundreds of steps.
         nn.init.constant_(self.quant_conv.get_parameter("bias")[width:], START_LOGVAR)
-        self.post_quant_conv = nn.Conv2d(width, width, 1)
 
     @property
     def config(self) -> dict[str, Any]:

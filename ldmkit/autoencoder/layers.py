@@ -5,12 +5,13 @@ The modules carry the names of the released checkpoints (`norm1`, `nin_shortcut`
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ldmkit.denoiser.layers import undivided, usual_groups
 
 AttentionType = Literal["none", "vanilla", "linear"]
 
@@ -22,17 +23,15 @@ class Normaliser(Protocol):
 
 
 class Norm(nn.GroupNorm):
-    """Group normalisation, eps 1e-6, in `groups` groups or as many of them as divide the channels.
+    """Group normalisation, eps 1e-6, in `groups` groups; without a number, in `usual_groups(channels)`.
 
-    Without `groups`, 32 as in every released model, but at least four channels in a group: a group of one channel loses how
-    strong that channel is. The released widths (128 and more) are not changed by the rule.
+    Raises UsageError where `groups` does not divide the channels.
     """
 
     def __init__(self, channels: int, groups: int | None = None) -> None:
-        count = math.gcd(groups or 32, channels)
-        while groups is None and count > 1 and channels < 4 * count:
-            count //= 2
-        super().__init__(count, channels, eps=1e-6)
+        if groups is not None and channels % groups:
+            raise undivided(groups, [channels])
+        super().__init__(groups or usual_groups(channels), channels, eps=1e-6)
         self.normaliser: Normaliser | None = None
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""LPIPS (Zhang et al., arXiv 1801.03924) through the `lpips` package, with weights from a download, a file or a seed."""
+"""Distances between deep features: LPIPS (Zhang et al., arXiv 1801.03924) through the `lpips` package, with weights from a
+download, a file or a seed; and the same distance on a backbone whose weights come inside a package."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from ldmkit import image_features
 from ldmkit.errors import CheckpointError, OfflineError, UsageError
 
-Backbone = Literal["alex", "vgg", "squeeze"]
+Backbone = Literal["alex", "vgg", "squeeze", "efficientnet-lite0"]
 RANDOM_SEED = 0
 # The smallest image side that leaves a feature in the deepest layer.
-LEAST_SIZE: dict[str, int] = {"alex": 31, "vgg": 16, "squeeze": 17}
+LEAST_SIZE: dict[str, int] = {"alex": 31, "vgg": 16, "squeeze": 17, image_features.NAME: 8}
 
 
 class Perceptual(nn.Module):
@@ -25,7 +27,8 @@ class Perceptual(nn.Module):
     measure and not part of what is trained. It moves with `.to(...)`.
 
     Args:
-        net: backbone `alex`, `vgg` or `squeeze`.
+        net: backbone `alex`, `vgg` or `squeeze`, which give LPIPS, or `efficientnet-lite0` (`ldmkit.image_features`), whose
+            weights are installed with the extra `samples`: layers and channels count alike, so its numbers are not LPIPS.
         weights: `imagenet`: torchvision's file, downloaded unless it is there, with the layer weights that LPIPS learned;
             `random`: a backbone drawn from a fixed seed (normal, scaled for ReLU), all layers and channels counted alike: works
             without a network, but its numbers are not LPIPS; a path: a file with torchvision's or lpips' weights.
@@ -65,7 +68,9 @@ class Perceptual(nn.Module):
 
     @property
     def label(self) -> str:
-        """What the number is, for a log: `LPIPS (vgg)`, or that it is a stand-in."""
+        """What the number is, for a log: `LPIPS (vgg)`, or that it is another one."""
+        if self.net == image_features.NAME:
+            return f"perceptual distance ({self.net})"
         if self.weights == "random":
             return f"perceptual distance ({self.net}, random weights; not LPIPS)"
         return f"LPIPS ({self.net})"
@@ -75,7 +80,32 @@ class Perceptual(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
 
+class _Lite0Distance(nn.Module):
+    """As LPIPS: at each position the squared difference of features of unit length, averaged over positions, then over layers."""
+
+    levels = 4  # strides 2, 4, 8 and 16: what an image of some tens of pixels has more than one position of
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = image_features.EfficientNetLite0(side=None)
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """(b,) of two (b, 3, h, w)."""
+        pairs = zip(*(self.features.maps(each, levels=self.levels) for each in (images, others)), strict=True)
+        layers = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
+        return torch.stack(layers).mean(0)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """(b, c, h, w) with channels of unit length; the small number keeps the gradient finite where all are zero."""
+    return x * torch.rsqrt(x.square().sum(1, keepdim=True) + 1e-10)
+
+
 def _build(net: str, weights: str) -> nn.Module:
+    if net == image_features.NAME:
+        if weights != "imagenet":
+            raise UsageError(f"weights is {weights!r}; {net} has those of its package alone", hint="weights: imagenet")
+        return _Lite0Distance()
     # Imported here: with torchvision they take seconds, and most of ldmkit never needs them.
     import lpips  # type: ignore[import-untyped]
 
@@ -125,7 +155,8 @@ def _imagenet(net: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # no network, a proxy that answers otherwise, a file cut short
         raise OfflineError(
             f"the {net} weights of the perceptual loss are not at {place} and could not be fetched from {found.url}: {error}",
-            hint="copy the file there, name another with `weights: PATH`, or use `weights: random` (not LPIPS)",
+            hint="copy the file there, name another with `weights: PATH`, or use `net: efficientnet-lite0`, whose weights are "
+            "installed, or `weights: random` (neither is LPIPS)",
         ) from error
 
 

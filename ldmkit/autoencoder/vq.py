@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Unpack, final
 
+import torch
 from torch import Tensor, nn
 
 from ldmkit.autoencoder.base import Autoencoder
 from ldmkit.autoencoder.config import NetworkConfig, NetworkOptions
-from ldmkit.autoencoder.networks import Decoder, Encoder
+from ldmkit.autoencoder.networks import Decoder, Encoder, start_as
 from ldmkit.autoencoder.posterior import Posterior, Reconstruction
 from ldmkit.autoencoder.quantizer import Quantizer
 from ldmkit.plugins.ranges import Decay, NotNegative, Positive
@@ -50,6 +51,9 @@ class VQAutoencoder(Autoencoder):
         self.quantize = Quantizer(codebook, width, commitment=commitment, swapped=swapped, ema=ema, revive=revive)
         self.quant_conv = nn.Conv2d(width, width, 1)
         self.post_quant_conv = nn.Conv2d(width, width, 1)
+        if options.shortcut:
+            start_as(self.quant_conv, torch.eye(width))
+            start_as(self.post_quant_conv, torch.eye(width))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -97,6 +97,9 @@ def group(context: click.Context, debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The `ldmkit` command."""
+    from ldmkit.training.openmp import wait_passively
+
+    wait_passively()  # before anything imports torch
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     for stream in (sys.stdout, sys.stderr):

@@ -20,8 +20,7 @@ def examine(
 ) -> str | None:
     """What is wrong with the conditioner or the denoiser `name`, in words, or None.
 
-    `options` are given to its constructor, after a conditioner's `fit` has seen the data; `fields` maps its fields to those of the
-    data.
+    `options` are given to its constructor, after a conditioner's `fit` has seen the data; `fields`: its fields -> the data's.
     """
     if name in registry.denoisers and name not in registry.conditioners:
         return _denoiser(registry.denoisers.load(name), options)

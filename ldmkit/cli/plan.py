@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldmkit.cli.shared import echo_json, echo_table, json_option, load_recipe, recipe_argument
+from ldmkit.cli.shared import aside, echo_json, echo_table, json_option, load_recipe, recipe_argument
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,8 +30,11 @@ def command(
     """
     complete, registry = load_recipe(recipe, overrides, files)
 
+    from ldmkit.assembly import check_fields
     from ldmkit.planning import plan
 
+    if why := check_fields(complete, registry):
+        aside(f"whether the data have the fields that the slots read was not seen: {why}")
     found = plan(complete, registry, gpus)
     if as_json:
         echo_json(found.to_json())
@@ -43,6 +46,11 @@ def command(
     for table in _tables(found, lines=console.is_terminal):
         console.print(table)
     console.print("FLOPs forward and backward; memory in fp32, without torch's own and the networks of a loss.")
+    able = [name for name, reason in found.obstacles.items() if reason is None]
+    console.print(f"Export: --format {', '.join(able)}.")
+    for name, reason in found.obstacles.items():
+        if reason is not None:
+            console.print(f"  not --format {name}: {reason}")
     if found.shares:
         _print_shares(found)
     if found.uncounted:

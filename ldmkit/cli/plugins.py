@@ -218,7 +218,8 @@ def _unknown(name: str, registry: Registry) -> Exception:
     ]
     if broken:
         return PluginError(str(broken[0]), hint=broken[0].remedy)
+    guess = did_you_mean(name, names)
+    package = "" if guess else f"; perhaps: pip install ldmkit-{name}"
     return PluginError(
-        f"nothing is registered as '{name}'{did_you_mean(name, names)}",
-        hint=f"`ldmkit plugins list` shows what is; perhaps: pip install ldmkit-{name}",
+        f"nothing is registered as '{name}'{guess}", hint=f"`ldmkit plugins list` shows what is{package}"
     )

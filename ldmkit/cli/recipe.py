@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ldmkit.cli.shared import echo_json, echo_table, json_option, recipe_argument
+from ldmkit.cli.shared import aside, echo_json, echo_table, json_option, recipe_argument
 
 
 @click.group(name="recipe")
@@ -57,7 +57,9 @@ def copy(name: str, to: str | None) -> None:
 
 @command.command()
 @recipe_argument
-@click.option("--components", is_flag=True, help="Check the options of components too; this imports them, and torch.")
+@click.option(
+    "--components", is_flag=True, help="Check the options of components and the data's fields too; this imports torch."
+)
 @json_option
 def check(recipe: str, overrides: tuple[str, ...], files: tuple[str, ...], components: bool, as_json: bool) -> None:
     """Check a recipe: every error at once, with file, line and column. Loads no torch unless --components is given."""
@@ -67,6 +69,11 @@ def check(recipe: str, overrides: tuple[str, ...], files: tuple[str, ...], compo
     registry = plugins.load(files=files)
     checked = load(recipe, overrides, registry=registry if components else None)
     checked.require_components(registry)
+    if components:
+        from ldmkit.assembly import check_fields
+
+        if why := check_fields(checked, registry):
+            aside(f"whether the data have the fields that the slots read was not seen: {why}")
     facts = {"name": checked.name, "path": str(checked.source), "components": components, "valid": True}
     if as_json:
         echo_json(facts)

@@ -86,7 +86,7 @@ def command(
     come to its end gives its newest checkpoint.
     """
     given, against = pairs(conditions, "--condition"), negatives(negative)
-    scale, pixels, own = guidance_of(guidance), size_of(size), values(options, "--option")
+    scale, pixels, own = guidance_of(guidance), size_of(size), sampler_options(options)
     method = values(guidance_options, "--guidance-option")
     more: dict[str, Any] = {"guidance_options": method or None, "image": init_image, "strength": strength, "mask": mask}
 
@@ -100,6 +100,11 @@ def command(
     chosen: Literal["raw", "ema"] = "raw" if weights == "raw" else "ema"
     model = load(run, chosen, checkpoint=which, without=without, registry=registry, note=aside)
     model = model.to(resolve(device=device).device)
+    if not given and len(model.conditioners):
+        slots = ", ".join(model.conditioners)
+        aside(
+            f"no condition was given, so nothing is asked of the images: -c SLOT=VALUE gives one; the slots are {slots}"
+        )
     more["callback"] = way = Progress(progress) if progress else None
     pictures = model.sample(
         given or None,
@@ -123,6 +128,27 @@ def command(
         click.echo(f"{len(pictures)} pictures in {folder}; all at once: {written[0]}")
 
 
+# What `sample` takes beside the sampler's options, where the command line has another way to say it, or none.
+_OTHERWISE = {
+    **{
+        name: f"--{name}"
+        for name in ("count", "size", "sampler", "steps", "guidance", "negative", "strength", "mask", "seed")
+    },
+    **{"values": "--condition", "guidance_options": "--guidance-option", "image": "--init-image"},
+    **dict.fromkeys(("likelihood", "noise", "output", "callback")),
+}
+
+
+def sampler_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`--option`: the sampler's own options, and `clip`. Raises a usage error for what is another flag's."""
+    own = values(texts, "--option")
+    for name in own:
+        if name in _OTHERWISE:
+            instead = f"say {_OTHERWISE[name]}" if _OTHERWISE[name] else "it is Python's alone"
+            raise click.UsageError(f"--option {name}: that is no option of a sampler; {instead}")
+    return own
+
+
 PROGRESS = "progress.png"
 
 
@@ -142,11 +168,11 @@ class Progress:
         """A row for each picture, from the first prediction to the last."""
         import torch
 
-        from ldmkit.latent_diffusion import to_pil
+        from ldmkit.latent_diffusion import sheet, to_pil
 
         with torch.no_grad():
             columns = [to_pil(model.autoencoder.decode(clean)) for clean in self.kept]
-        return _grid([picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns))
+        return sheet([picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns))
 
 
 def negatives(texts: Sequence[str]) -> dict[str, str] | list[dict[str, str]]:
@@ -176,11 +202,12 @@ def _write(pictures: Sequence[Image], folder: Path, seed: int, way: Image | None
     Raises ResourceError where that cannot be written.
     """
     from ldmkit.errors import ResourceError
+    from ldmkit.latent_diffusion import sheet
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / "grid.png", *(folder / f"seed-{seed + row:05d}.png" for row in range(len(pictures)))]
-        for path, picture in zip(paths, [_grid(pictures), *pictures], strict=True):
+        for path, picture in zip(paths, [sheet(pictures), *pictures], strict=True):
             picture.save(path)
         if way is not None:
             way.save(folder / PROGRESS)
@@ -189,16 +216,3 @@ def _write(pictures: Sequence[Image], folder: Path, seed: int, way: Image | None
             f"cannot write to {folder}: {error.strerror or error}", hint="choose another place: --out DIR"
         ) from error
     return paths
-
-
-def _grid(pictures: Sequence[Image], columns: int | None = None) -> Image:
-    """All pictures on one sheet, as square as can be unless `columns` are given, 2 pixels apart."""
-    from PIL import Image
-
-    columns = columns or max(1, round(len(pictures) ** 0.5 + 0.49))
-    width, height = pictures[0].width + 2, pictures[0].height + 2
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new(pictures[0].mode, (columns * width - 2, rows * height - 2), "white")
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, (index % columns * width, index // columns * height))
-    return sheet

@@ -13,7 +13,9 @@ from ldmkit.plugins.catalog import NAME
 
 
 def write(name: str, folder: Path | None = None, *, kind: str = "conditioner") -> Path:
-    """Write the package for a conditioner, or another `kind` with a template, called `name` (`[a-z0-9-]+`) to `folder`, by default ./ldmkit-NAME.
+    """Write the package for a conditioner, or another `kind` with a template, called `name` (`[a-z0-9-]+`).
+
+    It goes to `folder`, by default ./ldmkit-NAME.
 
     Raises UsageError for an impossible name or a directory that is not empty.
     """

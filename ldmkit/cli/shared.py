@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, cast
 
 import click
 
@@ -50,7 +54,45 @@ def _switch_off(context: click.Context, parameter: click.Parameter, names: tuple
         context.with_resource(plugins.switched_off(names))
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_answers: ContextVar[TextIO | None] = ContextVar("where JSON goes", default=None)
+
+
+def _json_alone(context: click.Context, parameter: click.Parameter, asked: bool) -> bool:
+    if asked:
+        context.with_resource(_kept_for_json())
+    return asked
+
+
+@contextmanager
+def _kept_for_json() -> Iterator[None]:
+    """Inside, standard output is what `echo_json` writes: whatever else prints there, also from C, prints to standard error."""
+    stdout = sys.stdout
+    stdout.flush()
+    try:
+        descriptor = stdout.fileno()
+    except (OSError, ValueError):  # it is no file: a test's buffer, a notebook
+        descriptor = -1
+    if descriptor < 0:
+        answers, saved = stdout, None
+    else:
+        saved = os.dup(descriptor)
+        answers = os.fdopen(os.dup(descriptor), "w", encoding=stdout.encoding, errors="replace")
+        os.dup2(sys.stderr.fileno() if sys.stderr else descriptor, descriptor)
+    token = _answers.set(answers)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _answers.reset(token)
+        if saved is not None:
+            stdout.flush()
+            os.dup2(saved, descriptor)
+            os.close(saved)
+            with suppress(BrokenPipeError):
+                answers.close()
+
+
+json_option = click.option("--json", "as_json", is_flag=True, callback=_json_alone, is_eager=True, help="Print JSON.")
 
 
 def load_recipe(recipe: str, overrides: Sequence[str], files: Sequence[str]) -> tuple[Recipe, Registry]:
@@ -92,7 +134,8 @@ def checkpoint_of(text: str | None) -> int | Literal["newest", "best"] | None:
 
 
 def echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """The answer of `--json`, alone on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str), file=_answers.get())
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

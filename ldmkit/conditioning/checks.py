@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.parameter import is_lazy
 
 from ldmkit.conditioning.conditioner import Conditioner
-from ldmkit.conditioning.types import Canvas, Conditioning, Ports, Tensors
-from ldmkit.errors import LdmkitError, PluginError
+from ldmkit.conditioning.contract import dtype_name, fault_of, is_finite, number_fault, shown
+from ldmkit.conditioning.types import Canvas, Conditioning, Tensors
+from ldmkit.errors import DivergedError, LdmkitError, PluginError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +27,7 @@ SENT = frozenset(
     | {torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 )
 
-HINT = "mend `encode`, `null` or `emits`; ldmkit.testing.check_conditioner finds which"
+HINT = "ldmkit.testing.check_conditioner examines it whole"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Examiner:
             if value.device.type != "cpu" or value.requires_grad or value.dtype not in SENT:
                 gradient = " with a gradient" if value.requires_grad else ""
                 raise PluginError(
-                    f"{self.who} prepared {name} in {_name(value.dtype)} on {value.device}{gradient}",
+                    f"{self.who} prepared {name} in {dtype_name(value.dtype)} on {value.device}{gradient}",
                     hint="`prepare` runs in a data worker: plain CPU tensors; networks belong in `encode`, which converts to "
                     "canvas.dtype",
                 )
@@ -75,7 +77,7 @@ class Examiner:
         answer: Conditioning = called(
             self.who, "null" if prepared is None else "encode", lambda: self.conditioner(given, canvas)
         )
-        self.check(answer, canvas, rows)
+        self.check(answer, canvas, rows, null=prepared is None)
         if before is not None:
             self._check_effects(before, prepared)
             self._check_numbers(answer, prepared)
@@ -111,74 +113,32 @@ class Examiner:
         shape = f" of shape {tuple(got.shape)}" if isinstance(got, Tensor) else ""
         return PluginError(f"{self.who} gave {type(got).__name__}{shape} as {method}; expected {expected}")
 
-    def check(self, answer: Any, canvas: Canvas, rows: int) -> None:
+    def check(self, answer: Any, canvas: Canvas, rows: int, *, null: bool = False) -> None:
         """Ports, shapes, types and device of an answer."""
         if not isinstance(answer, Conditioning):
             raise PluginError(
                 f"{self.who} gave {type(answer).__name__}; expected Conditioning(tokens=..., vector=..., concat=...)",
                 hint=HINT,
             )
-        for port, shape in promised(self.conditioner.emits, canvas, rows).items():
-            value = getattr(answer, port)
-            got = tuple(value.shape) if isinstance(value, Tensor) else None if value is None else type(value).__name__
-            if not _fits(got, shape):
-                raise PluginError(
-                    f"{self.who} gave {port} of shape {got}; expected {_shape(shape)} from emits = {self.conditioner.emits} "
-                    f"on a canvas with grid {canvas.grid}",
-                    hint=HINT,
-                )
-            if value is not None:
-                self._check_place(port, value, canvas)
-        if answer.mask is not None:
-            self._check_mask(answer, canvas)
-
-    def _check_place(self, port: str, value: Tensor, canvas: Canvas) -> None:
-        mixed = torch.is_autocast_enabled(canvas.device.type) and value.is_floating_point()
-        if value.dtype != canvas.dtype and not mixed:
-            raise PluginError(
-                f"{self.who} gave {port} in {_name(value.dtype)}; the canvas is {_name(canvas.dtype)}",
-                hint="convert with .to(canvas.dtype); name no dtype",
-            )
-        if value.device.type != canvas.device.type:
-            raise PluginError(
-                f"{self.who} gave {port} on {value.device}; the canvas is on {canvas.device}",
-                hint="make new tensors with `canvas.zeros` or device=canvas.device",
-            )
-
-    def _check_mask(self, answer: Conditioning, canvas: Canvas) -> None:
-        mask, tokens = answer.mask, answer.tokens
-        if (
-            not isinstance(mask, Tensor)
-            or tokens is None
-            or mask.shape != tokens.shape[:2]
-            or mask.dtype != torch.bool
-            or mask.device.type != canvas.device.type
-        ):
-            got = f"{tuple(mask.shape)} {_name(mask.dtype)}" if isinstance(mask, Tensor) else type(mask).__name__
-            beside = "no tokens" if tokens is None else f"tokens {tuple(tokens.shape)}"
-            raise PluginError(
-                f"{self.who} gave a mask {got} beside {beside}; expected (batch, length) bool on {canvas.device}",
-                hint=HINT,
-            )
+        if fault := fault_of(answer, self.conditioner.emits, canvas, rows, null=null):
+            raise PluginError(f"{self.who} gave {fault.text}", hint=f"{fault.remedy}; {HINT}")
 
     def _check_numbers(self, answer: Conditioning, prepared: Tensors | None) -> None:
-        for port in ("tokens", "vector", "concat"):
-            value = getattr(answer, port)
-            if value is None or value.is_meta or _finite(value):
-                continue
-            if not all(_finite(parameter) for parameter in self.conditioner.parameters()):
-                return  # the training has gone astray, and says so itself
-            already = [name for name, given in (prepared or {}).items() if not _finite(given)]
-            raise PluginError(
-                f"{self.who} gave {port} with NaN or infinite values from {'null' if prepared is None else 'encode'}"
-                + (f"; {', '.join(already)} had them already, as `prepare` made it" if already else ""),
-                hint="look for a division by 0 or a log of 0, and for such values in the data",
+        fault = number_fault(answer)
+        if fault is None:
+            return
+        where = "null" if prepared is None else "encode"
+        bad = [name for name, value in self.conditioner.named_parameters() if not is_finite(value)]
+        if bad and torch.is_grad_enabled():
+            return  # the training has gone astray, and says so itself
+        if bad:
+            raise DivergedError(
+                f"{self.who} gave {fault.text}: its own weights are not finite ({bad[0]})",
+                hint="load another checkpoint (`checkpoint=`), or weights='raw'",
             )
-        if answer.mask is not None and not answer.mask.is_meta and not bool(answer.mask.any(1).all()):
-            raise PluginError(
-                f"{self.who} gave a mask with a row that attends to nothing (all False)",
-                hint="True means attend, and every row keeps at least one True",
-            )
+        already = [name for name, given in (prepared or {}).items() if not is_finite(given)]
+        found = f"; {', '.join(already)} had them already, as `prepare` made it" if already else ""
+        raise PluginError(f"{self.who} gave {fault.text} from {where}{found}", hint=fault.remedy)
 
     def _check_effects(self, before: _Before, prepared: Tensors | None) -> None:
         for name, value in before.tensors.items():
@@ -239,24 +199,32 @@ def check_shapes(who: str, rows: Sequence[Mapping[str, Tensor]]) -> None:
         if own != first:
             unlike = next(name for name in (*first, *own) if own.get(name) != first.get(name))
             raise PluginError(
-                f"{who} prepared {unlike} with the shape {_shape(first.get(unlike))} for the first sample of a batch and "
-                f"{_shape(own.get(unlike))} for number {position + 1}: they cannot be stacked",
+                f"{who} prepared {unlike} with the shape {shown(first.get(unlike))} for the first sample of a batch and "
+                f"{shown(own.get(unlike))} for number {position + 1}: they cannot be stacked",
                 hint="give all samples one shape in `prepare`, or pad them in `collate`: ldmkit.pad_stack",
+            )
+
+
+def check_state(who: str, conditioner: Conditioner) -> None:
+    """Raises `PluginError` where a conditioner's state is more than tensors of known shapes: no checkpoint can hold it."""
+    uninitialised = [name for name, value in conditioner.named_parameters() if is_lazy(value)]
+    uninitialised += [name for name, value in conditioner.named_buffers() if is_lazy(value)]
+    if uninitialised:
+        raise PluginError(
+            f"{who} has the parameter {uninitialised[0]} without a shape: it is made by the first call (a Lazy module)",
+            hint="every shape follows from the constructor's options: write the width out, for example nn.Linear(3, 8)",
+        )
+    for name, value in conditioner.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise PluginError(
+                f"{who} has a state that is no tensor: {name} ({type(value).__name__}), from `get_extra_state`",
+                hint="a checkpoint holds tensors: register it as a buffer, or make it an option of the constructor",
             )
 
 
 def described(conditioner: Conditioner, origin: str = "") -> str:
     """`Depth, ldmkit-depth 1.2`."""
     return ", ".join(filter(None, (type(conditioner).__name__, origin)))
-
-
-def promised(emits: Ports, canvas: Canvas, rows: int) -> dict[str, tuple[int | None, ...] | None]:
-    """Port -> the shape `emits` promises (None: any length), or None for a port that is not fed."""
-    return {
-        "tokens": (rows, None, emits.tokens) if emits.tokens else None,
-        "vector": (rows, emits.vector) if emits.vector else None,
-        "concat": (rows, emits.concat, *canvas.grid) if emits.concat else None,
-    }
 
 
 def process() -> Mapping[str, Any]:
@@ -277,35 +245,13 @@ def _here() -> str:
         return ""
 
 
-def _finite(value: Tensor) -> bool:
-    return value.is_meta or not value.is_floating_point() or bool(value.isfinite().all())
-
-
 def _same(first: Tensor, second: Tensor) -> bool:
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     return first.is_meta or torch.equal(torch.nan_to_num(first), torch.nan_to_num(second))
 
 
-def _fits(got: Any, expected: tuple[int | None, ...] | None) -> bool:
-    if got is None or expected is None:
-        return got is None and expected is None
-    if not isinstance(got, tuple) or len(got) != len(expected):
-        return False
-    return all(e is None or e == g for g, e in zip(got, expected, strict=True))
-
-
 def _kinds(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name!r}: {type(inner).__name__}" for name, inner in value.items()) + "}"
     return type(value).__name__
-
-
-def _shape(expected: tuple[int | None, ...] | None) -> str:
-    if expected is None:
-        return "none"
-    return "(" + ", ".join("length" if side is None else str(side) for side in expected) + ")"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -29,7 +29,13 @@ RESERVED = (
 
 
 class Conditioner(nn.Module, ABC):
-    """Turns one modality into conditioning. The smallest one writes `reads`, `__init__`, `encode` and `null`:
+    """Turns one modality into conditioning. The smallest one writes `reads`, `__init__`, `encode` and `null`, as below.
+
+    `reads` (class attribute): the fields of a sample it needs.
+    `aligned` (class attribute): those of them that lie pixel on pixel with `image`: cropped, flipped, resized with it.
+    `emits` (set in `__init__`): the `Ports` it feeds, with their widths.
+    `frozen` (set in `__init__` or on the class): submodules that are never trained.
+    `options` (noted by the core): what the constructor was given; construction from it gives every shape.
 
     ```python
     class Depth(Conditioner):
@@ -41,7 +47,7 @@ class Conditioner(nn.Module, ABC):
             self.net = nn.Conv2d(1, features, 3, padding=1)
 
         def encode(self, prepared, canvas):
-            depth = prepared["depth"].to(canvas.dtype).clamp(0, self.far) / self.far
+            depth = canvas.extend(prepared["depth"].to(canvas.dtype).clamp(0, self.far) / self.far)
             return Conditioning(concat=self.net(F.interpolate(depth, canvas.grid, mode="area")))
 
         def null(self, canvas):
@@ -52,15 +58,11 @@ class Conditioner(nn.Module, ABC):
     keeps Python values as plain attributes: they are what a data worker sees.
     """
 
-    reads: ClassVar[tuple[str, ...]]  # fields of a sample it needs
-    aligned: ClassVar[
-        tuple[str, ...]
-    ] = ()  # those that lie pixel on pixel with `image`: cropped, flipped, resized with it
-    emits: Ports  # set in __init__
-    frozen: tuple[str, ...] = ()  # submodules never trained: eval mode, no gradient, not in optimizer or EMA
-    options: Mapping[
-        str, Any
-    ]  # what the constructor was given, noted by the core: construction from it gives every shape
+    reads: ClassVar[tuple[str, ...]]
+    aligned: ClassVar[tuple[str, ...]] = ()
+    emits: Ports
+    frozen: tuple[str, ...] = ()  # in eval mode, without gradient, in neither optimizer nor EMA
+    options: Mapping[str, Any]
 
     def __new__(cls, **options: Any) -> Self:
         made = super().__new__(cls)
@@ -101,6 +103,12 @@ class Conditioner(nn.Module, ABC):
             f"{type(self).__name__} reads {', '.join(self.reads)} and was given {type(value).__name__}",
             hint="give a mapping with these fields",
         )
+
+    def is_one_value(self, value: Sequence[Any] | np.ndarray) -> bool:
+        """Whether a list, a tuple or a numpy array of one dimension is ONE value of this modality (token ids, boxes), and not
+        one value an image. Default: it never is.
+        """
+        return False
 
     def collate(self, prepared: list[Tensors]) -> Tensors:
         """What `prepare` returned for each row -> one batch. Default: `default_collate`; for different lengths, `pad_stack`."""

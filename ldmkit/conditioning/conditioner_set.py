@@ -13,7 +13,7 @@ from ldmkit.conditioning.conditioner import Conditioner
 from ldmkit.conditioning.dropout import Dropout
 from ldmkit.conditioning.stored_null import StoredNull
 from ldmkit.conditioning.types import Batch, Canvas, Conditioning, Tensors, pad_tokens
-from ldmkit.errors import UsageError
+from ldmkit.errors import DataError, UsageError
 
 CLOSE_LOOK = 100  # every so many calls, the first one included, answers are examined closely (see `Examiner`)
 
@@ -132,7 +132,11 @@ class ConditionerSet(nn.Module):
         return copies
 
     def collate(self, images: Tensor, prepared: Sequence[Mapping[str, Tensors | None]], positions: Tensor) -> Batch:
-        """Rows that `prepare` or `from_user` made (None = absent) -> a batch; absent rows are filled with a present row's."""
+        """Rows that `prepare` or `from_user` made (None = absent) -> a batch; absent rows are filled with a present row's.
+
+        Raises DataError for images that are not finite: looked at here, on the CPU, where nothing waits for it.
+        """
+        _check_images(images, positions)
         present: dict[str, Tensor] = {}
         collated: dict[str, Tensors | None] = {}
         for slot in self.slots:
@@ -171,19 +175,25 @@ class ConditionerSet(nn.Module):
         dropped: Mapping[str, Tensor] | None = None,
         negative: Mapping[str, Tensors] | None = None,
         known: Mapping[str, Conditioning] | None = None,
+        closely: bool | None = None,
     ) -> Conditioning:
         """The joined conditioning of `rows` rows.
 
-        `dropped[slot]` (b,) bool: True rows get the slot's null. `negative[slot]`: prepared tensors of `rows` rows that stand
-        in for the slot's null. `known[slot]`: what the slot answered to these rows before; it is not asked again.
+        `present[slot]` and `dropped[slot]` (b,) bool are on the CPU, where it is decided who is asked: nothing waits for the
+        device. Rows that are dropped get the slot's null. `negative[slot]`: prepared tensors of `rows` rows that stand in for
+        the slot's null. `known[slot]`: what the slot answered to these rows before; it is not asked again. `closely`: whether
+        answers are looked at closely (see `Examiner`); default: in every hundredth call.
         """
+        closely = self._calls % CLOSE_LOOK == 0 if closely is None else closely
         answers: dict[str, Conditioning] = {}
         for slot in self.slots:
-            keep = present[slot].to(canvas.device)
+            keep = present[slot].cpu()
             if dropped is not None and slot in dropped:
-                keep = keep & ~dropped[slot].to(canvas.device)
+                keep = keep & ~dropped[slot].cpu()
             stand_in = (negative or {}).get(slot)
-            answers[slot] = self._answer(slot, prepared[slot], keep, canvas, rows, stand_in, (known or {}).get(slot))
+            answers[slot] = self._answer(
+                slot, prepared[slot], keep, canvas, rows, stand_in, (known or {}).get(slot), closely
+            )
         self._calls += 1
         return self._join(answers)
 
@@ -196,8 +206,9 @@ class ConditionerSet(nn.Module):
         rows: int,
         stand_in: Tensors | None,
         known: Conditioning | None,
+        closely: bool,
     ) -> Conditioning:
-        examiner, closely = self.examiner(slot), self._calls % CLOSE_LOOK == 0
+        examiner = self.examiner(slot)
         training = torch.is_grad_enabled() and examiner.conditioner.training
         if prepared is not None and not training and bool(keep.all()):
             return examiner.ask(prepared, canvas, rows, closely=closely)
@@ -207,6 +218,7 @@ class ConditionerSet(nn.Module):
             null = examiner.ask(None, canvas, 1, closely=closely).expand(rows)
         if prepared is None or not bool(keep.any()):
             return _touch(null, examiner.conditioner) if training else null
+        keep = keep.to(canvas.device, non_blocking=True)
         return where(keep, known or examiner.ask(prepared, canvas, rows, closely=closely), null)
 
     def _join(self, answers: Mapping[str, Conditioning]) -> Conditioning:
@@ -238,6 +250,17 @@ class ConditionerSet(nn.Module):
                 if value is not None:
                     out[f"{slot}.{port}"] = value.detach()
         return out
+
+
+def _check_images(images: Tensor, positions: Tensor) -> None:
+    if bool(torch.isfinite(images.sum())):
+        return
+    bad = [int(position) for position, image in zip(positions, images, strict=True) if not image.isfinite().all()]
+    if bad:  # a sum of finite numbers may overflow
+        raise DataError(
+            f"the images have values that are not finite (NaN or infinite), first at position {bad[0]} of the data",
+            hint="look at the data source's images; `bad_samples` in the run's directory lists those left out",
+        )
 
 
 def _project(projections: nn.ModuleDict, slot: str, value: Tensor) -> Tensor:

@@ -54,6 +54,11 @@ class Conditioning:
             )
         )
 
+    def ports(self) -> dict[str, Tensor]:
+        """Port -> its tensor, of the ports that are there; the mask is none."""
+        found = {"tokens": self.tokens, "vector": self.vector, "concat": self.concat}
+        return {name: value for name, value in found.items() if value is not None}
+
     def kwargs(self) -> dict[str, Tensor | None]:
         """The keyword arguments of `UNet.forward`."""
         return {"tokens": self.tokens, "mask": self.mask, "vector": self.vector, "concat": self.concat}
@@ -120,7 +125,7 @@ class Batch:
 
     images: Tensor  # (b, c, h, w) in [-1, 1]
     prepared: Mapping[str, Tensors | None]
-    present: Mapping[str, Tensor]  # slot -> (b,) bool
+    present: Mapping[str, Tensor]  # slot -> (b,) bool, on the CPU
     positions: Tensor  # (b,) int64: the key of every random draw
     latents: Mapping[str, Tensor] | None = None
     answers: Mapping[str, Conditioning] = field(default_factory=dict)
@@ -129,12 +134,12 @@ class Batch:
         return self.positions.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; positions stay on the CPU, where generators are."""
+        """The same batch on `device`; positions stay on the CPU, where generators are, and so does what is `present`, by which
+        is decided what is encoded at all."""
         return replace(
             self,
             images=self.images.to(device),
             prepared={slot: _move(tensors, device) for slot, tensors in self.prepared.items()},
-            present={slot: value.to(device) for slot, value in self.present.items()},
             latents=None if self.latents is None else {name: value.to(device) for name, value in self.latents.items()},
             answers={slot: answer.map(lambda value: value.to(device)) for slot, answer in self.answers.items()},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ldmkit.conditioning.conditioner_set import ConditionerSet
@@ -15,25 +16,41 @@ Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 Prepared = list[dict[str, Tensors | None]]
 
 
-def rows(values: Values, count: int | None) -> list[Mapping[str, Any]]:
+def rows(values: Values, count: int | None, conditioners: ConditionerSet | None = None) -> list[Mapping[str, Any]]:
     """One mapping slot -> value an image.
 
-    `values` is a sequence of such mappings, one an image, or one mapping, in which a `torch.Tensor` is a batch with its rows
-    in the first dimension and anything else is one person's value, repeated `count` times (default 1). Raises `UsageError`
-    where the numbers of rows differ.
+    `values` is a sequence of such mappings, one an image, or one mapping. In one mapping, a `torch.Tensor` is a batch with its
+    rows in the first dimension, and so is a list, a tuple or a numpy array of one dimension, unless the slot's conditioner says
+    that it is one value (`Conditioner.is_one_value`); anything else is one person's value, repeated `count` times (default 1).
+    Raises `UsageError` where the numbers of rows differ.
     """
     if values is None:
         return [{} for _ in range(_count(count, None, "nothing"))]
     if not isinstance(values, Mapping):
+        given: Any = values  # whatever its annotation says
+        if isinstance(given, str) or not all(isinstance(row, Mapping) for row in values):
+            raise UsageError(
+                f"the conditions are {_named(values)}",
+                hint="give a mapping, {'text': 'a red circle'}, or a list of them, one an image",
+            )
         _count(count, len(values), "values")
         return list(values)
-    lengths = {slot: value.shape[0] for slot, value in values.items() if isinstance(value, Tensor) and value.ndim}
+    lengths = {slot: len(value) for slot, value in values.items() if _is_several(slot, value, conditioners)}
     if len(set(lengths.values())) > 1:
         raise UsageError(
-            f"the tensors of {', '.join(lengths)} have {', '.join(map(str, lengths.values()))} rows; give as many of each"
+            f"the values of {', '.join(lengths)} have {', '.join(map(str, lengths.values()))} rows; give as many of each"
         )
     total = _count(count, next(iter(lengths.values()), None), ", ".join(lengths))
     return [{slot: value[i] if slot in lengths else value for slot, value in values.items()} for i in range(total)]
+
+
+def _is_several(slot: str, value: Any, conditioners: ConditionerSet | None) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim > 0
+    if not (isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)):
+        return False
+    asked = conditioners is not None and slot in conditioners
+    return not (asked and conditioners is not None and conditioners[slot].is_one_value(value))
 
 
 def _count(count: int | None, given: int | None, what: str) -> int:

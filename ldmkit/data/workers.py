@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
@@ -164,15 +165,45 @@ def _check_picklable(examples: Examples) -> None:
     """Names what cannot be sent to a worker; torch's own message names only the type."""
     parts = {"data source": examples.dataset.source, **{f"slot {s}": c.conditioner for s, c in examples.copies.items()}}
     for name, part in parts.items():
+        _check_class(name, part)
         for attribute, value in vars(part).items():
             try:
-                pickle.dumps(value)
+                content = pickle.dumps(value)
             except Exception as error:  # pickling runs any class's own code
                 raise PluginError(
                     f"the {name} ({type(part).__name__}) cannot be sent to a data worker: its attribute {attribute!r}: {error}",
                     hint="use a function or class of a module in its place, or set runtime.workers to 0",
                 ) from error
+            if b"__main__" in content and not _main_is_file():
+                raise _defined_here(f"the attribute {attribute!r} of the {name} ({type(part).__name__})")
     pickle.dumps(examples)
+
+
+def _check_class(name: str, part: object) -> None:
+    """A worker imports the class; it cannot import what a notebook, `python -c` or a function defines."""
+    kind = type(part)
+    if kind.__module__ == "__main__" and not _main_is_file():
+        raise _defined_here(f"the class {kind.__name__} of the {name}")
+    try:
+        pickle.dumps(kind)
+    except Exception as error:
+        raise PluginError(
+            f"the {name} ({kind.__qualname__}) cannot be sent to a data worker: {error}",
+            hint="define the class at the top level of a module, or set runtime.workers to 0",
+        ) from error
+
+
+def _main_is_file() -> bool:
+    """Whether a worker can run the main program's file again, and finds there what is defined in it."""
+    return os.path.isfile(getattr(sys.modules["__main__"], "__file__", None) or "")
+
+
+def _defined_here(what: str) -> PluginError:
+    return PluginError(
+        f"{what} is defined in a notebook or on the command line (__main__), and a data worker cannot import it from there",
+        hint="put it into a file, my_plugin.py, and give that (-p my_plugin.py, plugins.load(files=...)); or set "
+        "runtime.workers to 0",
+    )
 
 
 def _worker_failure(error: RuntimeError, timeout: int = TIMEOUT) -> Exception:

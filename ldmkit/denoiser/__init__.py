@@ -5,6 +5,7 @@ from ldmkit.denoiser.base import Denoiser
 from ldmkit.denoiser.embedding import timestep_embedding
 from ldmkit.denoiser.layers import Context, Downsample, Stage, Stem, Upsample, group_norm, zeroed
 from ldmkit.denoiser.residual import ResidualBlock
+from ldmkit.denoiser.shortcut import LinearShortcut
 from ldmkit.denoiser.transformer import FeedForward, SpatialTransformer, TransformerBlock
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Denoiser",
     "Downsample",
     "FeedForward",
+    "LinearShortcut",
     "ResidualBlock",
     "SpatialTransformer",
     "Stage",

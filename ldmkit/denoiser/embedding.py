@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ldmkit.errors import UsageError
 
 
 def timestep_embedding(t: Tensor, width: int, *, period: float = 10_000.0) -> Tensor:
@@ -19,3 +23,30 @@ def timestep_embedding(t: Tensor, width: int, *, period: float = 10_000.0) -> Te
     # Multiplied before divided, as the released models had it: at t = 1000 a rounding here is seen in the sixth digit.
     angles = t.float()[:, None] * torch.exp(-math.log(period) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def embedded_time(options: Mapping[str, Any] | None) -> Callable[[Tensor], Tensor]:
+    """What a network embeds of its timesteps (b,): by default t itself.
+
+    ``{type: offset, by: 1}``: t + 1 (networks for a rectified flow that see T sigma).
+    ``{type: log-sigma, sigma_min, sigma_max, rho, timesteps}``: log(sigma) / 4 (Karras et al. 2022, table 1), where
+    sigma^(1 / rho) rises evenly from sigma_min at t = 0 to sigma_max at t = timesteps - 1.
+
+    Raises UsageError for another type, and for options that are missing or left over.
+    """
+    if options is None:
+        return lambda t: t
+    given = {key: value for key, value in options.items() if key != "type"}
+    names = {"offset": ("by",), "log-sigma": ("sigma_min", "sigma_max", "rho", "timesteps")}
+    kind = options.get("type")
+    if kind not in names:
+        raise UsageError(f"variant.time has the type {kind!r}; there are {', '.join(names)}")
+    if set(given) != set(names[kind]):
+        raise UsageError(
+            f"variant.time {kind} has {', '.join(given) or 'no options'}; it needs {', '.join(names[kind])}"
+        )
+    if kind == "offset":
+        return lambda t: t + given["by"]
+    rho, last = given["rho"], given["timesteps"] - 1
+    low, high = given["sigma_min"] ** (1 / rho), given["sigma_max"] ** (1 / rho)
+    return lambda t: (low + t.double() / last * (high - low)).log() * (rho / 4)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ldmkit.errors import UsageError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -18,6 +21,7 @@ class Context(NamedTuple):
     embedding: Tensor  # (b, e): timestep, plus the vector port
     tokens: Tensor | None = None  # (b, l, d)
     mask: Tensor | None = None  # (b, 1, 1, l) bool, True = attend
+    size: tuple[int, int] | None = None  # (h, w) that an upsampling ends with, where that is no double
 
 
 class Stage(nn.ModuleList):
@@ -49,7 +53,7 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """(b, c, h, w) -> (b, c, h / 2, w / 2)."""
+        """(b, c, h, w) -> (b, c, h / 2, w / 2), halves rounded up."""
         return self.op(x)  # type: ignore[no-any-return]
 
 
@@ -61,20 +65,43 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """(b, c, h, w) -> (b, c, 2 h, 2 w)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+        """(b, c, h, w) -> (b, c, 2 h, 2 w), or `context.size`."""
+        return self.conv(cut(F.interpolate(x, scale_factor=2.0, mode="nearest"), context.size))  # type: ignore[no-any-return]
+
+
+def cut(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """(b, c, h, w) without the last row or column that an odd size does not have; unchanged where `size` is None."""
+    return x if size is None else x[..., : size[0], : size[1]]
 
 
 def group_norm(channels: int, *, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
-    """Group norm in `groups` groups, or as many of them as divide `channels`.
+    """Group norm in `groups` groups; without a number, in `usual_groups(channels)`. UsageError where they do not divide."""
+    if groups is not None and channels % groups:
+        raise undivided(groups, [channels])
+    return nn.GroupNorm(groups or usual_groups(channels), channels, eps=eps)
 
-    Without `groups`, 32 as in every released model, but at least four channels in a group: in a group of one channel
-    the norm takes the channel's mean away, and with it all that the embedding of timestep and vector added to it.
+
+def usual_groups(channels: int) -> int:
+    """32 groups as in every released model, or the most that divide `channels`, but at least four channels in a group.
+
+    In a group of one channel the norm takes the channel's mean away, and with it all that the embedding of timestep and vector
+    added to it.
     """
-    count = math.gcd(groups or 32, channels)
-    while groups is None and count > 1 and channels < 4 * count:
+    count = math.gcd(32, channels)
+    while count > 1 and channels < 4 * count:
         count //= 2
-    return nn.GroupNorm(count, channels, eps=eps)
+    return count
+
+
+def undivided(groups: int, widths: Sequence[int]) -> UsageError:
+    """For a number of groups that does not divide all of these widths."""
+    wrong = next(width for width in widths if width % groups)
+    most = math.gcd(*widths)
+    valid = [number for number in range(1, most + 1) if most % number == 0]
+    return UsageError(
+        f"groups is {groups}, which does not divide {wrong} channels",
+        hint=f"of the widths {', '.join(map(str, widths))} all are divided by {', '.join(map(str, valid))}; or leave groups out",
+    )
 
 
 def zeroed(module: AnyModule) -> AnyModule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ldmkit.denoiser.layers import Context, group_norm, zeroed
+from ldmkit.denoiser.layers import Context, cut, group_norm, zeroed
 
 
 class ResidualBlock(nn.Module):
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
         norm, activation, convolution = self.in_layers
         h = activation(norm(x))
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
+            h, x = (cut(self.resample(part), context.size) for part in (h, x))
         h = convolution(h)
         embedding = self.emb_layers(context.embedding)[:, :, None, None]
         norm, activation, dropout, convolution = self.out_layers

@@ -38,13 +38,23 @@ class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward, each after a layer norm and added to its input.
 
     This is the order of the released code; the paper's table B.1 prints the feed-forward before the cross-attention.
-    Without `context_width` the second attention is self-attention too, as the released code has it.
+    Without `context_width` the second attention is self-attention too, as the released code has it; with `only_cross` the first
+    one is attention to the tokens too.
     """
 
-    def __init__(self, width: int, *, heads: int, context_width: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        context_width: int | None = None,
+        dropout: float = 0.0,
+        only_cross: bool = False,
+    ) -> None:
         super().__init__()
-        self.reads_tokens = context_width is not None
-        self.attn1 = CrossAttention(width, width, heads=heads, dropout=dropout)
+        self.reads_tokens, self.only_cross = context_width is not None, only_cross
+        first = context_width if only_cross and context_width else width
+        self.attn1 = CrossAttention(width, first, heads=heads, dropout=dropout)
         self.ff = FeedForward(width, dropout=dropout)
         self.attn2 = CrossAttention(width, context_width or width, heads=heads, dropout=dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
@@ -52,7 +62,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         """x (b, n, width), tokens (b, l, context width), mask (b, 1, 1, l) -> (b, n, width)."""
         normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
+        x = x + (self.attn1(normed, tokens, mask) if self.only_cross else self.attn1(normed, normed))
         normed = self.norm2(x)
         if self.reads_tokens:
             assert tokens is not None
@@ -79,11 +89,13 @@ class SpatialTransformer(nn.Module):
         dropout: float = 0.0,
         linear: bool = False,
         groups: int | None = None,
+        only_cross: bool = False,
     ) -> None:
         super().__init__()
         self.norm = group_norm(channels, groups=groups, eps=1e-6)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, heads=heads, context_width=context_width, dropout=dropout) for _ in range(depth)
+            TransformerBlock(channels, heads=heads, context_width=context_width, dropout=dropout, only_cross=only_cross)
+            for _ in range(depth)
         )
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.proj_out = zeroed(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))

@@ -7,11 +7,10 @@ load after their ``model.diffusion_model.`` prefix is taken off.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ldmkit.conditioning import LatentSpec, Ports
@@ -20,6 +19,7 @@ from ldmkit.denoiser import (
     Context,
     Denoiser,
     Downsample,
+    LinearShortcut,
     ResidualBlock,
     SpatialTransformer,
     Stage,
@@ -29,7 +29,8 @@ from ldmkit.denoiser import (
     timestep_embedding,
     zeroed,
 )
-from ldmkit.denoiser.levels import Level, Levels, MaybeLevels, Variant, plain, resolve_levels
+from ldmkit.denoiser.embedding import embedded_time
+from ldmkit.denoiser.levels import Level, Levels, MaybeLevels, Multipliers, Variant, plain, resolve_levels
 from ldmkit.errors import UsageError
 from ldmkit.plugins.ranges import InRecipe, Positive, Share
 
@@ -41,16 +42,20 @@ class UNet(Denoiser):
 
     latent, ports: the latent's channels, the token width and the channels by concat; a UNet without `ports.tokens` has
         self-attention alone. `UNet.of_widths` takes the three widths themselves.
-    channels, multipliers: level i is ``channels * multipliers[i]`` wide and ``2 ** i`` times smaller than the input.
+    channels, multipliers: level i is ``channels * multipliers[i]`` wide, a whole number, and ``2 ** i`` times smaller than the
+        input, halves rounded up.
     blocks: residual blocks a level on the way down (one more on the way up).
     attention: the **down-sampling factors** of the levels with attention, not pixels. The middle always has it.
     heads or head_width: how many attention heads, or how wide each is (default: 32, or what divides the width).
         ``heads=1`` is what the released class, layout and text-256 models were trained with.
     transformer_depth: transformer blocks in each attention.
     dropout: probability, in residual blocks and transformers.
+    shortcut: a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No
+        released model has it.
     variant: what some released models do differently.
 
     `config` holds the arguments of `of_widths` as JSON values, so that ``UNet.of_widths(**unet.config)`` builds it again.
+    `vector_width` is that of the time embedding unless the variant says another; `reduction` is 1, as any size is halved.
 
     Raises UsageError for options that exclude one another or do nothing.
     """
@@ -61,17 +66,14 @@ class UNet(Denoiser):
         latent: LatentSpec,
         ports: Ports,
         channels: Positive = 32,
-        multipliers: Annotated[Sequence[int], InRecipe(Annotated[tuple[Positive, ...], Field(min_length=1)])] = (
-            1,
-            2,
-            4,
-        ),
+        multipliers: Annotated[Sequence[float], InRecipe(Multipliers)] = (1, 2, 4),
         blocks: Levels = 2,
         attention: Annotated[Sequence[int], InRecipe(tuple[Positive, ...])] = (2, 4),
         heads: MaybeLevels = None,
         head_width: MaybeLevels = None,
         transformer_depth: Levels = 1,
         dropout: Share = 0.0,
+        shortcut: bool = False,
         variant: Annotated[Variant | Mapping[str, Any] | None, InRecipe(Variant)] = RELEASED,
     ) -> None:
         super().__init__()
@@ -91,18 +93,23 @@ class UNet(Denoiser):
             "context_width": context_width,
             "transformer_depth": plain(transformer_depth),
             "dropout": dropout,
-            "variant": asdict(self.variant),
+            "shortcut": shortcut,
+            "variant": self.variant.to_dict(),
         }
         self.in_channels, self.out_channels, self.context_width = in_channels, out_channels, context_width
-        self.channels, self.vector_width, self.reduction = channels, 4 * channels, 2 ** (len(multipliers) - 1)
+        self.channels, self.reduction = channels, 1
+        embedding = self.embedding_width = 4 * channels
+        self.vector_width = self.variant.vector or embedding
         self.dropout = dropout
+        self.embedded_time = embedded_time(self.variant.time)
         levels = resolve_levels(self.config)
 
-        self.time_embed = nn.Sequential(
-            nn.Linear(channels, self.vector_width), nn.SiLU(), nn.Linear(self.vector_width, self.vector_width)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         if self.variant.classes is not None:
-            self.label_emb = nn.Embedding(self.variant.classes, self.vector_width)
+            self.label_emb: nn.Module = nn.Embedding(self.variant.classes, embedding)
+        if self.variant.vector is not None:
+            layers = nn.Linear(self.variant.vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            self.label_emb = nn.Sequential(nn.Sequential(*layers))
         skips: list[int] = []
         self.input_blocks = nn.ModuleList(self._down(levels, skips))
         self.middle_block = self._middle(levels[-1])
@@ -112,6 +119,7 @@ class UNet(Denoiser):
             nn.SiLU(),
             zeroed(nn.Conv2d(levels[0].width, out_channels, 3, padding=1)),
         )
+        self.shortcut = LinearShortcut(in_channels, out_channels, self.vector_width) if shortcut else None
 
     @classmethod
     def of_widths(
@@ -138,13 +146,13 @@ class UNet(Denoiser):
                 skips.append(width)
             if level is not levels[-1]:
                 skips.append(width)
-                half = nn.AvgPool2d(2)
+                half = nn.AvgPool2d(2, ceil_mode=True)
                 resample = self.variant.resample_blocks
                 yield Stage([self._residual(width, width, half) if resample else Downsample(width)])
 
     def _middle(self, level: Level) -> Stage:
         width = level.width
-        attention = self._attention(level, middle=True)
+        attention = self._attention(replace(level, only_cross=False), middle=True)
         return Stage([self._residual(width, width), *attention, self._residual(width, width)])
 
     def _up(self, levels: Sequence[Level], skips: list[int]) -> Iterator[Stage]:
@@ -163,7 +171,7 @@ class UNet(Denoiser):
         return ResidualBlock(
             inputs,
             outputs,
-            self.vector_width,
+            self.embedding_width,
             dropout=self.dropout,
             scale_shift=self.variant.scale_shift,
             resample=resample,
@@ -187,6 +195,7 @@ class UNet(Denoiser):
             dropout=self.dropout,
             linear=self.variant.linear_projection,
             groups=self.variant.groups,
+            only_cross=level.only_cross,
         )
 
     def forward(
@@ -203,22 +212,23 @@ class UNet(Denoiser):
         """Predict from x (b, c, h, w), noisy latents, and t (b,), timesteps in [0, T), integer or fractional.
 
         tokens (b, l, context_width) and mask (b, l), bool, True = attend; None attends to all.
-        vector (b, vector_width), added to the time embedding. concat (b, in_channels - c, h, w), joined after x.
+        vector (b, vector_width), added to the time embedding (`variant.vector`: mapped first).
+        concat (b, in_channels - c, h, w), joined after x.
         labels (b,), integers, for ``Variant(classes=...)``. Returns (b, out_channels, h, w) in the dtype of x.
-        Raises UsageError for a shape that does not fit, for tokens missing or unexpected, and for a height or width
-        that is no multiple of `reduction`.
+        Raises UsageError for a shape that does not fit, and for tokens missing or unexpected.
         """
         if concat is not None:
             _check("concat", concat, (x.shape[0], self.in_channels - x.shape[1], *x.shape[2:]))
             x = torch.cat([x, concat], dim=1)
         self._check_inputs(x, t, tokens, mask, vector, labels)
-        embedding = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
+        embedding = self.time_embed(timestep_embedding(self.embedded_time(t), self.channels).to(x.dtype))
         if vector is not None:
-            embedding = embedding + vector
+            embedding = embedding + (vector if self.variant.vector is None else self.label_emb(vector))
         if labels is not None:
             embedding = embedding + self.label_emb(labels)
         context = Context(embedding, tokens, None if mask is None else mask[:, None, None, :])
-        return self.out(self._run(x, context))  # type: ignore[no-any-return]
+        output: Tensor = self.out(self._run(x, context))
+        return output if self.shortcut is None else output + self.shortcut(x, embedding)
 
     def _run(self, h: Tensor, context: Context) -> Tensor:
         checkpointed = self.checkpointing and torch.is_grad_enabled()
@@ -228,7 +238,9 @@ class UNet(Denoiser):
             skips.append(h)
         h = self.middle_block(h, context, checkpointed=checkpointed)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), context, checkpointed=checkpointed)
+            h = torch.cat([h, skips.pop()], dim=1)
+            size = (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else None
+            h = stage(h, context._replace(size=size), checkpointed=checkpointed)
         return h
 
     def _check_inputs(
@@ -245,12 +257,7 @@ class UNet(Denoiser):
                 f"the UNet reads (b, {self.in_channels}, h, w), latent and concat channels together; "
                 f"it was given {tuple(x.shape)}"
             )
-        b, _, height, width = x.shape
-        if height % self.reduction or width % self.reduction:
-            raise UsageError(
-                f"a {height}x{width} latent cannot be halved {self.reduction.bit_length() - 1} times; "
-                f"height and width must be multiples of {self.reduction}"
-            )
+        b = x.shape[0]
         _check("t", t, (b,))
         if (tokens is None) != (self.context_width is None):
             given, wanted = ("no tokens", "needs") if tokens is None else ("tokens", "has no port for")
@@ -267,7 +274,11 @@ class UNet(Denoiser):
         if vector is not None:
             _check("vector", vector, (b, self.vector_width))
         if (labels is None) != (self.variant.classes is None):
-            raise UsageError(f"labels fit Variant(classes=...) alone; here classes={self.variant.classes}")
+            given, wanted = ("no labels", "needs") if labels is None else ("labels", "has no table for")
+            raise UsageError(
+                f"{given} were given to a UNet that {wanted} them (variant classes={self.variant.classes})",
+                hint="Labels are the rows of the table inside the UNet that `variant.classes` makes.",
+            )
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,7 +1,7 @@
 """The diffusion process and the objective: predictions, losses, weightings, the choice of timesteps, the variational bound."""
 
 from ldmkit.diffusion.losses import DISTANCES, L1, L2, Distance, Huber
-from ldmkit.diffusion.objective import Diffusion, Network, PredictionName, X0Predictor, make
+from ldmkit.diffusion.objective import Diffusion, Network, PredictionName, X0Predictor, choose, make
 from ldmkit.diffusion.predictions import PREDICTIONS, X0, Eps, Prediction, V, Velocity
 from ldmkit.diffusion.timestep_sampling import (
     TIMESTEP_SAMPLINGS,
@@ -45,6 +45,7 @@ __all__ = [
     "Velocity",
     "Weighting",
     "X0Predictor",
+    "choose",
     "make",
     "variational_bound",
 ]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ldmkit.evaluation.pictures import write_pictures
     from ldmkit.evaluation.report import write_report
     from ldmkit.evaluation.results import Figure, Picture, Results
+    from ldmkit.evaluation.store import combined, kept, new_folder
+    from ldmkit.evaluation.verdicts import conclusion
 
 _HOMES = {
     "Evaluation": "context",
@@ -24,8 +26,12 @@ _HOMES = {
     "Metric": "metric",
     "Picture": "results",
     "Results": "results",
+    "combined": "store",
+    "conclusion": "verdicts",
     "contact_sheet": "images",
     "evaluate": "measure",
+    "kept": "store",
+    "new_folder": "store",
     "sheet": "images",
     "write_pictures": "pictures",
     "write_report": "report",
@@ -38,8 +44,12 @@ __all__ = [
     "Metric",
     "Picture",
     "Results",
+    "combined",
+    "conclusion",
     "contact_sheet",
     "evaluate",
+    "kept",
+    "new_folder",
     "sheet",
     "write_pictures",
     "write_report",

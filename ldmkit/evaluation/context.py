@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,20 @@ from ldmkit.conditioning import Batch, Tensors
 from ldmkit.errors import DataError
 from ldmkit.evaluation.images import to_tensor
 from ldmkit.evaluation.results import Figure
-from ldmkit.evaluation.statistics import mean_interval
+from ldmkit.evaluation.statistics import count_of, difference_interval, mean_interval, share_interval
 from ldmkit.random import generator
 
 if TYPE_CHECKING:
     from ldmkit.data import Dataset
     from ldmkit.latent_diffusion import LatentDiffusion
+
+# Cached properties that sampler, steps, guidance and options change nothing of.
+SHARED = frozenset(
+    {
+        *("items", "groups", "samples", "truth", "rows", "batch", "shuffled", "posterior"),
+        *("reconstructions", "baseline", "baseline_slot"),
+    }
+)
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -53,6 +61,7 @@ class Evaluation:
     steps: int | None = None
     guidance: float | Mapping[str, float] | str | None = None
     options: Mapping[str, Any] | None = None  # of the sampler
+    alone: bool = False  # whether the autoencoder alone was trained, and nothing can be sampled
     chunk: int = 64  # pictures at a time; changes no number beyond rounding
     progress: Progress = _silent
     check: Callable[[], None] = _go_on  # called between chunks; raises to stop the evaluation
@@ -75,6 +84,17 @@ class Evaluation:
     def distinct(self) -> int:
         """How many of the first rows are different pictures."""
         return len(set(self.items))
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """(n,) int64: the source image of each row. Views of one image, and repeats of a row, have the same one."""
+        views = self.validation.views or 1
+        return torch.tensor([item // views for item in self.items])
+
+    @property
+    def sources(self) -> int:
+        """How many independent images the rows come from."""
+        return count_of(self.groups)
 
     @cached_property
     def samples(self) -> list[Mapping[str, Any]]:
@@ -180,7 +200,7 @@ class Evaluation:
 
     @cached_property
     def reconstructions(self) -> Tensor:
-        """The held-out pictures through the autoencoder and back: the bound of everything painted in its latent space."""
+        """The held-out images through the autoencoder and back."""
         pictures = []
         autoencoder = self.model.autoencoder
         with torch.no_grad():
@@ -226,14 +246,65 @@ class Evaluation:
                 return slot
         return None
 
+    def sampled_otherwise(self, **changes: Any) -> Evaluation:
+        """The same rows with other sampling settings; what does not depend on these is not computed again."""
+        other = replace(self, neighbours=None, **changes)
+        for name in SHARED & set(vars(self)):
+            vars(other)[name] = vars(self)[name]
+        return other
+
     # for metrics
 
-    def figure(self, name: str, value: float | Tensor, **rest: Any) -> Figure:
-        """A `Figure` with this evaluation's n and seed; a tensor (n,) of values becomes its mean and interval."""
-        if isinstance(value, Tensor):
-            rest.setdefault("n", value.numel())
-            value, rest["interval"] = mean_interval(value)
-        return Figure(name, value, **{"n": self.n, "seed": self.seed, **rest})
+    def figure(
+        self,
+        name: str,
+        value: float | Tensor,
+        *,
+        rows: Tensor | Sequence[int] | None = None,
+        beside: Mapping[str, float | Tensor | Scores] | None = None,
+        **rest: Any,
+    ) -> Figure:
+        """A `Figure` with this evaluation's n and seed.
+
+        A tensor (m,) of values becomes its mean and interval; `rows` (m,) says which rows of the evaluation they belong to, by
+        default the first m. So do those `beside` it, and the interval of the difference is over the rows that both have.
+        Numbers that are no tensors have no interval. Units of resampling are sources: see `groups`.
+        """
+        beside = beside or {}
+        if not isinstance(value, Tensor):
+            plain = {key: _mean(other) for key, other in beside.items()}
+            return Figure(
+                name, value, beside=plain, **{"n": self.n, "sources": self.sources, "seed": self.seed, **rest}
+            )
+        own = Scores(value, _rows(value, rows))
+        interval = share_interval if rest.get("unit") == "fraction" else mean_interval
+        mean, span = interval(own.values, self.groups[own.rows])
+        differences = {}
+        for key, other in beside.items():
+            if (found := self._difference(own, other)) is not None:
+                differences[key] = found
+        given = {
+            "n": value.numel(),
+            "sources": count_of(self.groups[own.rows]),
+            "seed": self.seed,
+            "interval": span,
+        }
+        means = {key: _mean(other) for key, other in beside.items()}
+        return Figure(name, mean, beside=means, **{"differences": differences, **given, **rest})
+
+    def _difference(self, own: Scores, other: float | Tensor | Scores) -> tuple[float, float] | None:
+        """95 % of the mean of own minus other over the rows that both have; None where they share none."""
+        if isinstance(other, int | float):  # chance, known exactly
+            difference, rows = own.values.double() - other, own.rows
+        else:
+            pair = other if isinstance(other, Scores) else Scores(other, _rows(other, None))
+            place = {int(row): index for index, row in enumerate(pair.rows)}
+            both = [(index, place[int(row)]) for index, row in enumerate(own.rows) if int(row) in place]
+            if not both:
+                return None
+            left, right = torch.tensor(both).T
+            difference, rows = own.values[left].double() - pair.values[right].double(), own.rows[left]
+        return difference_interval(difference, self.groups[rows])
 
     def _each(self, what: str, items: Any, *, scale: int = 1, total: int | None = None) -> Iterator[Any]:
         items = list(items)
@@ -243,6 +314,24 @@ class Evaluation:
             self.progress(what, min(done * scale, total), total)
             yield item
         self.progress(what, total, total)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number (m,) for each of the rows (m,) int64 of an evaluation."""
+
+    values: Tensor
+    rows: Tensor
+
+
+def _rows(values: Tensor, rows: Tensor | Sequence[int] | None) -> Tensor:
+    return torch.arange(len(values)) if rows is None else torch.as_tensor(rows, dtype=torch.long)
+
+
+def _mean(other: float | Tensor | Scores) -> float:
+    if isinstance(other, Scores):
+        other = other.values
+    return float(other.double().mean()) if isinstance(other, Tensor) else float(other)
 
 
 def condition_fields(sample: Mapping[str, Any], fields: Mapping[str, str], slot: str) -> dict[str, Any] | None:

@@ -11,8 +11,10 @@ from ldmkit.conditioning import Batch
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
-from ldmkit.evaluation.statistics import Interval, ratio_interval
+from ldmkit.evaluation.statistics import LEAST_SOURCES, UNKNOWN, Interval, ratio_interval
 from ldmkit.random import generator
+
+DEAF = "a model that does not listen"
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,18 @@ class Gain:
     """(loss with shuffled conditions - loss with the right ones) / loss with the right ones."""
 
     value: float
-    interval: Interval  # 95 %, over pictures
+    interval: Interval | None  # 95 %, over sources
     right: float  # mean loss
     shuffled: float
 
 
-def conditioning_gain(right: Tensor, shuffled: Tensor, *, seed: int = 0) -> Gain:
-    """The gain from losses (n,) of the same pictures at the same noise and timesteps, with right and with shuffled conditions.
+def conditioning_gain(right: Tensor, shuffled: Tensor, groups: Tensor | None = None) -> Gain:
+    """The gain from losses (n,) of the same images at the same noise and timesteps, with right and with shuffled conditions.
 
-    The interval is a bootstrap over the pairs: what noise and timestep do to the loss cancels within a pair.
+    The interval is over the pairs: what noise and timestep do to the loss cancels within a pair. `groups` (n,) are the rows'
+    sources; default: each its own.
     """
-    value, interval = ratio_interval(shuffled - right, right, seed=seed)
+    value, interval = ratio_interval(shuffled - right, right, groups)
     return Gain(value, interval, float(right.double().mean()), float(shuffled.double().mean()))
 
 
@@ -51,6 +54,8 @@ class ConditioningGain(Metric):
         draws: noises and timesteps a picture; the mean over them is the picture's loss.
     """
 
+    asks = "model"
+
     def __init__(self, *, draws: int = 2) -> None:
         self.draws = draws
 
@@ -64,7 +69,9 @@ class ConditioningGain(Metric):
         figures = []
         for slot in slots:
             other = exchange(batch, slot, evaluation.shuffled)
-            gain = conditioning_gain(right, self.losses(evaluation, other, f"shuffled {slot}"), seed=evaluation.seed)
+            gain = conditioning_gain(right, self.losses(evaluation, other, f"shuffled {slot}"), evaluation.groups)
+            tells = gain.interval is not None and evaluation.sources >= LEAST_SOURCES
+            difference = (gain.interval if tells else None) or UNKNOWN
             figures.append(
                 evaluation.figure(
                     "conditioning-gain",
@@ -72,12 +79,13 @@ class ConditioningGain(Metric):
                     title="conditioning gain",
                     slot=slot,
                     interval=gain.interval,
-                    unit="fraction",
-                    beside={"a model that does not listen": 0.0},
-                    baseline="a model that does not listen",
-                    note=f"How much the loss on held-out pictures rises when their {slot} conditions are exchanged, at the same "
-                    f"noise and timesteps: from {gain.right:.4f} to {gain.shuffled:.4f}. Zero means that the model does not "
-                    "listen.",
+                    unit="gain",
+                    beside={DEAF: 0.0},
+                    differences={DEAF: difference},
+                    baseline=DEAF,
+                    note=f"How many times as large the loss on held-out images is when their {slot} conditions are exchanged, at "
+                    f"the same noise and timesteps: {gain.shuffled:.4f} against {gain.right:.4f}. Once (1.000 times) means that "
+                    "the model does not listen.",
                 )
             )
         return figures

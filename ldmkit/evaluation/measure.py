@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,9 @@ def evaluate(
     unavailable: dict[str, str] = {}
     try:
         for name, metric in dict(metrics).items():
+            if evaluation.alone and metric.asks != "autoencoder":
+                unavailable[name] = "needs a diffusion model, and this run has an autoencoder alone"
+                continue
             try:
                 found = metric.compute(evaluation)
             except LdmkitError as error:
@@ -53,7 +57,9 @@ def evaluate(
         figures=tuple(figures),
         n=evaluation.n,
         seed=evaluation.seed,
-        sampling=sampling(evaluation),
+        sources=evaluation.sources,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        sampling={} if evaluation.alone else sampling(evaluation),
         unavailable=unavailable,
         pictures=tuple(pictures),
         data=data_facts(evaluation),
@@ -87,7 +93,9 @@ def parts(evaluation: Evaluation) -> list[dict[str, Any]]:
         rows.append(
             _part(slot, conditioner, kinds[slot], ", ".join(f"{port} {width}" for port, width in ports.items()))
         )
-    return [*rows, _part("denoiser", model.denoiser, type(model.denoiser).__name__, latent)]
+    return (
+        rows if evaluation.alone else [*rows, _part("denoiser", model.denoiser, type(model.denoiser).__name__, latent)]
+    )
 
 
 def _part(name: str, module: nn.Module, kind: str, output: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from ldmkit.evaluation.context import Evaluation
@@ -25,6 +25,10 @@ class Metric(ABC):
             return [evaluation.figure("brightness", own, beside={"held-out pictures": real})]
     ```
     """
+
+    # What it looks at besides the data. A sweep over the sampling repeats those that look at samples; an autoencoder that was
+    # trained alone has those that ask nothing more.
+    asks: ClassVar[Literal["samples", "model", "autoencoder"]] = "samples"
 
     @abstractmethod
     def compute(self, evaluation: Evaluation) -> list[Figure]:

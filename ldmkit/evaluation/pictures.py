@@ -11,27 +11,57 @@ from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.images import Example, save, sheet, to_pil
 from ldmkit.evaluation.results import Picture
 
+LEVELS = 127.5  # of [-1, 1], in 8-bit grey levels
+WHITE = 0.5  # the mean difference over the channels, of images in [-1, 1], that an error map shows as white
+SHOWN = 8  # examples on the sheets besides the samples
 
-def write_pictures(evaluation: Evaluation, folder: Path, *, count: int = 16) -> tuple[Picture, ...]:
-    """Writes `held-out.png` into `folder` (a run's ``samples``), and `nearest.png` where neighbours were measured.
 
-    Returns what `Results.pictures` holds. The first `count` rows of the evaluation are shown: nothing is selected.
+def write_pictures(
+    evaluation: Evaluation, folder: Path, *, count: int = 16, run: Path | None = None
+) -> tuple[Picture, ...]:
+    """Writes `held-out.png` into `folder`, and `nearest.png` where neighbours were measured.
+
+    Returns what `Results.pictures` holds, with names relative to `run` (default: the directory that `folder` is in). The first
+    `count` rows of the evaluation are shown: nothing is selected.
     """
+    place = folder.relative_to(run or folder.parent).as_posix()
+    place = "" if place == "." else f"{place}/"
     count = min(count, evaluation.distinct)
+    pictures = [] if evaluation.alone else [_samples(evaluation, folder, count, place)]
+    shown = min(SHOWN, count)
+    save(sheet(reconstruction_examples(evaluation, shown), title="Reconstructions"), folder / "reconstructions.png")
+    caption = (
+        f"The first {shown} held-out images, what the autoencoder makes of them, and the absolute difference: black is none, "
+        f"white is {round(WHITE * LEVELS)} grey levels or more."
+    )
+    pictures.append(Picture(f"{place}reconstructions.png", "What the autoencoder loses", caption))
+    if evaluation.neighbours is not None:
+        page = sheet(neighbour_examples(evaluation, shown), title="Nearest training pictures")
+        save(page, folder / "nearest.png")
+        caption = "Samples beside the training picture nearest to each of them."
+        pictures.append(Picture(f"{place}nearest.png", "Does it copy?", caption))
+    return tuple(pictures)
+
+
+def _samples(evaluation: Evaluation, folder: Path, count: int, place: str) -> Picture:
     save(sheet(held_out_examples(evaluation, count), title="Held-out conditions"), folder / "held-out.png")
     sampled = (
         f"The first {count} held-out pictures in a fixed order, each sample with its own fixed seed from {evaluation.seed}; "
         "nothing is selected."
     )
-    pictures = [Picture(f"{folder.name}/held-out.png", "Samples for held-out conditions", sampled)]
-    if evaluation.neighbours is not None:
-        save(
-            sheet(neighbour_examples(evaluation, min(8, count)), title="Nearest training pictures"),
-            folder / "nearest.png",
-        )
-        caption = "Samples beside the training picture nearest to each of them."
-        pictures.append(Picture(f"{folder.name}/nearest.png", "Does it copy?", caption))
-    return tuple(pictures)
+    return Picture(f"{place}held-out.png", "Samples for held-out conditions", sampled)
+
+
+def reconstruction_examples(evaluation: Evaluation, count: int) -> list[Example]:
+    """The first held-out images, their reconstructions, and where the two differ."""
+    examples = []
+    for index in range(count):
+        truth, decoded = evaluation.truth[index], evaluation.reconstructions[index]
+        error = (truth - decoded).abs().mean(dim=0, keepdim=True)
+        level = f"{float(error.mean()) * LEVELS:.1f} grey levels on average"
+        images = [("held out", truth), ("reconstruction", decoded), ("error", error / WHITE * 2 - 1)]
+        examples.append(Example([(title, to_pil(image)) for title, image in images], level))
+    return examples
 
 
 def preview(conditioners: ConditionerSet, row: dict[str, Tensors | None]) -> tuple[list[tuple[str, Image.Image]], str]:

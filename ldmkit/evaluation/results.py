@@ -14,6 +14,8 @@ from ldmkit.errors import DataError
 
 SCHEMA = 1
 
+Verdict = Literal["better", "worse", "no difference"]
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -27,13 +29,17 @@ class Figure:
     value: float
     title: str = ""  # for people; empty = the name
     slot: str | None = None  # the slot it speaks about; None = the pictures as such
-    interval: tuple[float, float] | None = None  # 95 %, over the pictures
-    unit: str = ""  # ``fraction`` is shown in per cent
+    interval: tuple[float, float] | None = None  # 95 %, over the sources
+    unit: str = ""  # ``fraction`` is shown in per cent, ``gain`` as the factor 1 + value
     better: Literal["higher", "lower"] = "higher"
     beside: Mapping[str, float] = field(default_factory=dict)
+    differences: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # key of `beside` -> 95 % of value minus it, paired
     baseline: str | None = None  # the key of `beside` that has to be beaten
     note: str = ""  # what it means, and what to mistrust
-    n: int = 0  # pictures it was measured on
+    n: int = 0  # images it was measured on
+    sources: int = 0  # independent images among them (crops of one image are one); 0 = not known
     seed: int = 0
     series: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # curves behind the number
     axes: tuple[str, str] = ("", "")  # what the curves show: along (their points are 1, 2, 3 ...) and up
@@ -47,31 +53,56 @@ class Figure:
     def show(self, value: float) -> str:
         """A value of this figure as text, with its unit."""
         if self.unit == "fraction":
-            return f"{100 * value:.1f} %"
+            return f"{fixed(100 * value, 1)} %"
+        if self.unit == "gain":
+            factor = 1 + value
+            return f"{fixed(factor, 3 if factor < 10 else 1 if factor < 100 else 0)} times"
         shown = [abs(number) for number in (self.value, *self.beside.values()) if math.isfinite(number)]
         # One precision for all that is compared.
         digits = 2 if self.unit == "dB" or max(shown, default=0.0) >= 10 else 3
-        return f"{value:.{digits}f}{' ' + self.unit if self.unit else ''}"
+        return f"{fixed(value, digits)}{' ' + self.unit if self.unit else ''}"
 
     def span(self) -> str:
         """The interval as text; empty without one."""
         if self.interval is None:
             return ""
         low, high = (self.show(bound) for bound in self.interval)
-        unit = "" if self.unit == "fraction" else self.unit
+        unit = {"fraction": "", "gain": "times"}.get(self.unit, self.unit)
         return f"{low.removesuffix(' ' + unit) if unit else low} to {high}"
 
-    def beats_baseline(self) -> bool | None:
-        """Whether the value is better than the baseline; None without one."""
-        if self.baseline is None or self.baseline not in self.beside:
+    @property
+    def counted(self) -> str:
+        """What it was measured on: ``n = 128, of 2 sources``."""
+        return f"n = {self.n}, of {self.sources} sources" if 0 < self.sources < self.n else f"n = {self.n}"
+
+    def verdict(self) -> Verdict | None:
+        """Whether the value is better or worse than the baseline: where the interval of the paired difference excludes zero.
+
+        Else ``no difference`` was seen. None without a baseline, or where the difference has no interval.
+        """
+        if self.baseline is None or self.baseline not in self.differences:
             return None
-        other = self.beside[self.baseline]
-        return self.value > other if self.better == "higher" else self.value < other
+        low, high = self.differences[self.baseline]
+        if not (low > 0 or high < 0):
+            return "no difference"
+        return "better" if (low > 0) == (self.better == "higher") else "worse"
+
+    def judgement(self) -> str:
+        """The verdict in words: ``no difference from bicubic seen (n = 128, of 2 sources)``; empty without a baseline."""
+        verdict = self.verdict()
+        if verdict is None:
+            return ""
+        if verdict == "no difference":
+            if self.baseline is not None and math.isinf(self.differences[self.baseline][0]):
+                return f"too few to tell from {self.baseline} ({self.counted})"
+            return f"no difference from {self.baseline} seen ({self.counted})"
+        return f"{verdict} than {self.baseline}"
 
     def line(self) -> str:
         """One line for a console: the value and everything beside it."""
         others = ", ".join(f"{name} {self.show(value)}" for name, value in self.beside.items())
-        return f"{self.label}: {self.show(self.value)}" + (f"  ({others})" if others else "")
+        shown = f"{self.label}: {self.show(self.value)}" + (f"  ({others})" if others else "")
+        return f"{shown}  {self.judgement()}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -96,14 +127,20 @@ class Results:
     data: Mapping[str, Any] = field(default_factory=dict)  # attribution, licence, counts
     parts: tuple[Mapping[str, Any], ...] = ()  # of the model: name, kind, output, parameters
     seconds: float = 0.0
+    settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what else it depends on: weights, step, each metric's options
+    made: str = ""  # when, in ISO 8601
+    sources: int = 0  # independent images among the rows; 0 = not known
 
     def find(self, name: str, slot: str | None = None) -> Figure | None:
         """The first figure of this name (and slot, where one is given)."""
         return next((f for f in self.figures if f.name == name and slot in (None, f.slot)), None)
 
     def lines(self) -> list[str]:
-        """The figures as text, one a line, in the order of the recipe."""
-        return [figure.line() for figure in self.figures]
+        """The figures as text, one a line, in the order of the recipe; then what was asked for and not measured, and why."""
+        missing = [f"{name}: not measured: {reason}" for name, reason in self.unavailable.items()]
+        return [figure.line() for figure in self.figures] + missing
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; numbers that are not finite become the strings ``inf``, ``-inf``, ``nan``."""
@@ -145,6 +182,12 @@ class Results:
             ) from error
 
 
+def fixed(value: float, digits: int) -> str:
+    """A number with so many digits after the point, and no minus before a zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
 def _figure(values: Mapping[str, Any]) -> Figure:
     interval = values.get("interval")
     return Figure(
@@ -153,6 +196,7 @@ def _figure(values: Mapping[str, Any]) -> Figure:
             "value": float(values["value"]),
             "interval": None if interval is None else (float(interval[0]), float(interval[1])),
             "beside": {name: float(value) for name, value in values.get("beside", {}).items()},
+            "differences": {name: (float(d[0]), float(d[1])) for name, d in values.get("differences", {}).items()},
             "axes": tuple(values.get("axes", ("", ""))),
             "series": {name: tuple(map(float, curve)) for name, curve in values.get("series", {}).items()},
         }

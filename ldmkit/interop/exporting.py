@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ldmkit.errors import UsageError
 from ldmkit.interop.compvis.save import save_compvis
 from ldmkit.interop.diffusers.folders import read_raw
+from ldmkit.interop.formats import Form, advised, obstacles
 from ldmkit.interop.model_card import CARD, model_card, save_hub, stated_licence
 from ldmkit.interop.verifying import Verification, export_diffusers
 from ldmkit.latent_diffusion import LatentDiffusion
-
-Form = Literal["diffusers", "compvis", "hub"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,17 @@ def export_to(
 
     Raises as `save_diffusers`, `export_diffusers`, `save_compvis` and `save_hub` do.
     """
+    try:
+        return _written(model, folder, form, run=run, both=both, verify=verify, licence=licence)
+    except UsageError as error:
+        if error.hint is None and obstacles(model)[form] is not None:
+            raise advised(error, model, form) from error
+        raise
+
+
+def _written(
+    model: LatentDiffusion, folder: Path, form: Form, *, run: Path, both: bool, verify: bool, licence: str | None
+) -> Exported:
     raw = read_raw(run) if both else None
     licence = licence or stated_licence(run)
     if form == "hub":

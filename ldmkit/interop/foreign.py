@@ -17,6 +17,17 @@ from ldmkit.latent_diffusion import Slot
 from ldmkit.plugins import Registry
 from ldmkit.plugins.options import derived
 
+CLASSES = "ldm.modules.encoders.modules.ClassEmbedder"  # what a table of classes is called in the original
+
+
+# Models and pipelines whose UNet reads channels beside the latent and text: the slot's name, and what lies in the channels.
+BESIDE_LATENT = {
+    "Inpaint": ("masked_image", "the mask (1: repainted), then the latent of the masked image"),
+    "Depth": ("depth", "the depth map, in [-1, 1]"),
+    "InstructPix2Pix": ("image", "the latent of the image, not scaled"),
+    "Upscale": ("low_resolution", "the low-resolution image, noised to noise_level"),
+}
+
 
 @dataclass(frozen=True)
 class Found:
@@ -76,15 +87,16 @@ def find(stage: ForeignStage, registry: Registry) -> Found | None:
     return None
 
 
-def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, registry: Registry) -> Found:
+def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, vector: int = 0, registry: Registry) -> Found:
     """The condition as tensors that somebody else encodes: the core works, and what is missing is said."""
-    options = {"tokens": tokens, "length": length if tokens else 0, "vector": 0, "concat": stage.channels}
+    options = {"tokens": tokens, "length": length if tokens else 0, "vector": vector, "concat": stage.channels}
     conditioner = precomputed.PrecomputedConditioner(**options)
     slot = Slot(precomputed.NAME, options, {"value": stage.key}, _origin(precomputed.NAME, registry))
     takes = " and ".join(
         text
         for text in (
             f"tokens (up to {length}, {tokens})" if tokens else "",
+            f"vector ({vector},)" if vector else "",
             f"concat ({stage.channels}, h, w)" if stage.channels else "",
         )
         if text
@@ -94,6 +106,22 @@ def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, registry:
         f"here, and the slot takes what that stage would give, {takes}; install a plugin for it and import again"
     )
     return Found(slot_name(stage.key), slot, conditioner.eval(), (note,), encoded=True)
+
+
+def beside_latent(model: str, channels: int, registry: Registry) -> Found:
+    """A slot for channels that a model or pipeline of this name joins to the latent; its value is what that would join."""
+    name, what = next((value for key, value in BESIDE_LATENT.items() if key in model), ("concat", ""))
+    found = stand_in(ForeignStage(model, {}, name, "concat", channels), registry=registry)
+    return replace(found, notes=(*found.notes, f"the channels of {found.name}: {what}")) if what else found
+
+
+def class_table(table: Tensor, name: str, registry: Registry) -> Found:
+    """A table (rows, width) inside a UNet, added to its time embedding, as a slot `name` by the vector port."""
+    params = {"n_classes": table.shape[0], "null_class": None}
+    stage = ForeignStage(CLASSES, params, name, "vector", 0, {"embedding.weight": table})
+    found = find(stage, registry) or stand_in(stage, vector=table.shape[1], registry=registry)
+    note = f"{name} has {table.shape[0]} rows and none for nothing: without a value the mean of all rows stands in"
+    return replace(found, name=name, notes=found.notes if found.encoded else (*found.notes, note))
 
 
 def slot_name(key: str) -> str:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmkit.autoencoder import Autoencoder
-from ldmkit.errors import UsageError
+from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop.compvis import config as compvis_config
 from ldmkit.interop.compvis.load import import_compvis, import_compvis_autoencoder
 from ldmkit.interop.compvis.reader import Imported, Weights
 from ldmkit.interop.diffusers.autoencoder_folder import save_autoencoder
 from ldmkit.interop.diffusers.folders import check_new
-from ldmkit.interop.diffusers.load import import_diffusers, import_diffusers_autoencoder, is_component
+from ldmkit.interop.diffusers.load import import_diffusers, import_diffusers_autoencoder, is_component, is_pipeline
 from ldmkit.interop.model_card import save_hub
 from ldmkit.interop.report import KeyReport
 from ldmkit.plugins import Registry
@@ -45,8 +45,13 @@ def import_to(
     autoencoder alone gives a folder for ``autoencoder: {from: ...}``.
     """
     check_new(folder)
+    if not Path(source).expanduser().exists():
+        raise CheckpointError(
+            f"there is no file or folder {source}",
+            hint="give a checkpoint (.ckpt, .safetensors) or a folder of diffusers",
+        )
     name = Path(source).name
-    pipeline = (Path(source).expanduser() / "model_index.json").is_file()
+    pipeline = is_pipeline(source)
     if pipeline or is_component(source):
         if config is not None or heads is not None or null_class is not None or weights == "raw":
             raise UsageError(

@@ -33,7 +33,7 @@ def bounded(params: Mapping[str, Any], names: Sequence[str], where: str) -> None
     """Raises CheckpointError where one of these counts, or an entry of these lists, is out of bounds."""
     for name in names:
         value = params.get(name, 1)
-        for number in [len(value), *value] if isinstance(value, list) else [value]:
+        for number in [len(value), *value] if isinstance(value, list | tuple) else [value]:
             if not isinstance(number, int) or not 0 < number <= MOST_LAYERS:
                 said = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}..."
                 raise CheckpointError(f"the configuration's {where} says {name}: {said}; 1 to {MOST_LAYERS} are read")

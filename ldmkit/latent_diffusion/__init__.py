@@ -2,8 +2,20 @@
 
 from ldmkit.latent_diffusion.draws import Draws, Slot
 from ldmkit.latent_diffusion.model import LatentDiffusion
+from ldmkit.latent_diffusion.sampled import SampledImages, sheet
 from ldmkit.latent_diffusion.serialization import read_config, read_nulls, read_weights
 from ldmkit.latent_diffusion.user_images import to_pil
 from ldmkit.samplers import Sampler
 
-__all__ = ["Draws", "LatentDiffusion", "Sampler", "Slot", "read_config", "read_nulls", "read_weights", "to_pil"]
+__all__ = [
+    "Draws",
+    "LatentDiffusion",
+    "SampledImages",
+    "Sampler",
+    "Slot",
+    "read_config",
+    "read_nulls",
+    "read_weights",
+    "sheet",
+    "to_pil",
+]

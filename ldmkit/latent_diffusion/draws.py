@@ -21,16 +21,16 @@ class Draws:
     timesteps: Tensor  # (b,) in [0, T)
     noise: Tensor  # (b, c, h, w) epsilon
     posterior: Tensor  # (b, c, h, w) the autoencoder's own draw
-    dropped: Mapping[str, Tensor]  # slot -> (b,) bool
+    dropped: Mapping[str, Tensor]  # slot -> (b,) bool, on the CPU
     perturbation: Tensor | None = None  # (b, c, h, w) of input perturbation, where that is on
 
     def to(self, device: torch.device | str) -> Draws:
-        """The same draws on `device`."""
+        """The same draws on `device`; what is dropped stays on the CPU, where it is decided what is encoded."""
         return Draws(
             self.timesteps.to(device),
             self.noise.to(device),
             self.posterior.to(device),
-            {slot: value.to(device) for slot, value in self.dropped.items()},
+            self.dropped,
             None if self.perturbation is None else self.perturbation.to(device),
         )
 

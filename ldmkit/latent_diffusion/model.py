@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,16 @@ from ldmkit.denoiser.unet import UNet
 from ldmkit.diffusion import Diffusion
 from ldmkit.errors import DataError, UsageError
 from ldmkit.guidance import METHODS, Guidance, Likelihood, Method
-from ldmkit.latent_diffusion import sampling, serialization, user_images
+from ldmkit.latent_diffusion import finite, sampling, serialization, user_images
+from ldmkit.latent_diffusion.arguments import Size, precision, sides, whole
 from ldmkit.latent_diffusion.draws import Draws, Slot
+from ldmkit.latent_diffusion.notebook import model_page
+from ldmkit.latent_diffusion.sampled import SampledImages
+from ldmkit.latent_diffusion.sampler_options import GRID
 from ldmkit.latent_diffusion.sampling import Negative, Settings
 from ldmkit.losses import DiffusionPass, ExtraLosses
 from ldmkit.random import generators, normal, sample_generators, uniform
-from ldmkit.samplers import Callback, Sampler, invert
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from ldmkit.samplers import Callback, Clip, Sampler, invert
 
 
 class LatentDiffusion(nn.Module):
@@ -39,8 +41,8 @@ class LatentDiffusion(nn.Module):
         diffusion: schedule, prediction and objective.
         size: the training image's (h, w) in pixels.
         samplers: name -> sampler, for `sample(sampler=name)`.
-        sampling: defaults of `sample`: ``sampler``, ``steps``, ``guidance``, ``guidance_options``, ``negative`` and the sampler's
-            options.
+        sampling: defaults of `sample`: ``sampler``, ``steps``, ``guidance``, ``guidance_options``, ``negative``, ``clip`` and the
+            sampler's options.
         slots: where each conditioner came from.
         loader: (path, weights) -> another model, for autoguidance by a path.
         parts: ``autoencoder`` and ``denoiser`` -> `type` and options, for `config`; default: those of the core's own classes.
@@ -98,18 +100,26 @@ class LatentDiffusion(nn.Module):
         """Where the denoiser's parameters are."""
         return next(self.denoiser.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in: its parameters' dtype."""
+        return precision(self.denoiser) or torch.float32
+
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(c, h, w) of the latent of an image of `size` (h, w). Raises `UsageError` where the size does not divide."""
-        step = self._step
-        if any(side < step or side % step for side in size):
+        """(c, h, w) of the latent of an image of `size` (h, w), which the autoencoder pads where its `pad` says so.
+
+        Raises `UsageError` where the size does not divide.
+        """
+        step, factor = self._step, self.autoencoder.factor
+        padded = tuple(-(-side // factor) * factor for side in size) if self.autoencoder.pad else size
+        if any(side < step or side % step for side in padded):
             nearest = tuple(max(step, round(side / step) * step) for side in size)
             raise UsageError(
                 f"an image of {size[0]} x {size[1]} cannot be made: both sides must be multiples of {step} (the autoencoder "
-                f"divides by {self.autoencoder.factor}, the denoiser by {self.denoiser.reduction})",
+                f"divides by {factor}, the denoiser by {self.denoiser.reduction})",
                 hint=f"the nearest size is {nearest[0]} x {nearest[1]}",
             )
-        factor = self.autoencoder.factor
-        return self.autoencoder.latent_channels, size[0] // factor, size[1] // factor
+        return self.autoencoder.latent_channels, padded[0] // factor, padded[1] // factor
 
     @property
     def _step(self) -> int:
@@ -120,12 +130,17 @@ class LatentDiffusion(nn.Module):
         """The smallest size (h, w) from `size` up that can be made."""
         return -(-size[0] // self._step) * self._step, -(-size[1] // self._step) * self._step
 
-    def canvas(self, size: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32) -> Canvas:
-        """Where a batch of images of `size` (h, w) is painted: `paintable(size)`, the images in its upper left."""
-        picture = size or self.size
-        size = self.paintable(picture)
-        _, *grid = self.latent_shape(size)
-        return Canvas(size, (grid[0], grid[1]), self.device, dtype, self.autoencoder.encode, picture)
+    def canvas(self, size: Size | None = None, dtype: torch.dtype | None = None) -> Canvas:
+        """Where a batch of images of `size` (h, w) is painted: `paintable(size)`, the images in its upper left.
+
+        `dtype`: what conditioners answer in; default: that of their own weights.
+        """
+        picture = sides(size) or self.size
+        dtype = dtype or precision(self.conditioners, self.denoiser) or torch.float32
+        painted = self.paintable(picture)
+        _, *grid = self.latent_shape(painted)
+        to_latent = partial(_encoded_as, self.autoencoder, dtype)
+        return Canvas(painted, (grid[0], grid[1]), self.device, dtype, to_latent, picture)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -147,6 +162,10 @@ class LatentDiffusion(nn.Module):
         Raises `CheckpointError` where the directory holds something already.
         """
         return serialization.write(self, Path(path), raw)
+
+    def _repr_html_(self) -> str:
+        """Its parts, slots and defaults, for a notebook."""
+        return model_page(self)
 
     # training
 
@@ -213,6 +232,7 @@ class LatentDiffusion(nn.Module):
     def losses(self, batch: Batch, draws: Draws, extra: ExtraLosses | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each row (b,), and parts of the mean; with `extra`, its terms too."""
         latents = self.latents(batch, draws.posterior)
+        latents = latents if latents.dtype == torch.float64 else latents.float()
         noise, t = draws.noise, draws.timesteps
         noisy = self.diffusion.noised(latents, noise, t, perturbation=draws.perturbation if self.training else None)
         canvas = self.canvas((latents.shape[2] * self.autoencoder.factor, latents.shape[3] * self.autoencoder.factor))
@@ -253,12 +273,12 @@ class LatentDiffusion(nn.Module):
         values: Values = None,
         *,
         count: int | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         drop: Sequence[str] = (),
     ) -> Conditioning:
         """What the denoiser reads for these conditions; slots in `drop`, and slots without a value, are null."""
-        given = user_values.rows(values, count)
-        prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
+        given = user_values.rows(values, whole("count", count), self.conditioners)
+        prepared, size = user_values.prepare(self.conditioners, given, sides(size), self.size)
         batch = self._user_batch(prepared)
         kept = frozenset(self.conditioners) - set(drop)
         with torch.no_grad(), _evaluating(self):
@@ -266,7 +286,14 @@ class LatentDiffusion(nn.Module):
 
     def predict_noise(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """The noise (b, c, h, w) in `noisy` at `timestep` (b,), whatever the denoiser's own prediction is."""
-        return self.diffusion.to_eps(self.denoiser(noisy, timestep, **conditioning.kwargs()), noisy, timestep)
+        return self.diffusion.to_eps(self.predict(noisy, timestep, conditioning), noisy, timestep)
+
+    def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's answer (b, c, h, w) to `noisy` at `timestep` (b,), asked in its own dtype, given in that of `noisy`."""
+        dtype = self.dtype
+        own = conditioning.map(lambda value: value.to(dtype) if value.is_floating_point() else value)
+        output: Tensor = self.denoiser(noisy.to(dtype), timestep, **own.kwargs())
+        return output.to(noisy.dtype)
 
     @torch.no_grad()
     def sample(
@@ -274,12 +301,13 @@ class LatentDiffusion(nn.Module):
         values: Values = None,
         *,
         count: int | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
         guidance_options: str | Mapping[str, Any] | None = None,
         negative: Negative | None = None,
+        clip: Clip = None,
         likelihood: Likelihood | None = None,
         image: Any = None,
         strength: float | None = None,
@@ -289,19 +317,23 @@ class LatentDiffusion(nn.Module):
         output: Literal["pil", "tensor", "latent"] = "pil",
         callback: Callback | None = None,
         **options: Any,
-    ) -> list[Image] | Tensor:
-        """Pictures for conditions.
+    ) -> SampledImages | Tensor:
+        """Images for conditions: a list of Pillow images that knows its conditions and seeds.
 
         Args:
             values: a mapping slot -> value, or a sequence of mappings, one an image (a missing slot is null there). In a mapping
-                a `torch.Tensor` is a batch with its rows in the first dimension; anything else is repeated `count` times.
+                a `torch.Tensor` is a batch with its rows in the first dimension, and so is a list or a numpy array of one
+                dimension, one value an image; anything else is repeated `count` times.
             count: the number of images; default: what `values` or `image` holds, else 1.
-            size: (h, w) in pixels; default: what a condition implies (a low-resolution picture), else the training size. An
-                implied size need not be one that can be made: the canvas is the next larger one, and the picture is cut out.
+            size: (h, w) in pixels, or one number for a square; default: what a condition implies (a low-resolution picture), else
+                the training size. An implied size need not be one that can be made: the canvas is the next larger one, and the
+                picture is cut out.
             sampler, steps, guidance, guidance_options, negative: default: what the model was saved with, else ddim, 50, 1.0,
                 plain, none. Guidance is a number, an ordered mapping slot -> scale, or an expression over subsets
                 (`ldmkit.guidance.parse`); its options a method, or a mapping of `type` and options (`guidance.make_method`).
             negative: slot -> value that stands in for the slot's null; for perp-neg also a sequence of such mappings.
+            clip: bounds on the predicted x_0, for models of pixels: True for [-1, 1], a number for [-r, r], a mapping of
+                `quantile` and `max` for dynamic thresholding, False for none (`samplers.clipped`); default: as saved, else none.
             likelihood: a log-likelihood from outside to climb.
             image: the picture to start from (`pictures.read`): with `strength` alone it is varied (img2img), with a `mask` a part
                 of it is painted anew.
@@ -312,11 +344,17 @@ class LatentDiffusion(nn.Module):
             noise: x_T (b, c, h, w), instead of a drawn one; `noise` and `invert` make some.
             output: "pil" images, a "tensor" (b, c, h, w) in [-1, 1], or the scaled "latent".
             callback: called after each step with (steps done, steps in all, x_t, the x_0 predicted in it), scaled latents.
-            options: the sampler's own (``eta`` ...).
+            options: the sampler's own (``eta`` ...), checked as a recipe's are. What is left out is as the model was saved while
+                the sampler is; a `spacing` and `clean` that were chosen there hold for every sampler.
+
+        Raises UsageError for what does not go together, DivergedError where a part gives what is not finite: which, at which
+        step, and what to try.
         """
+        seed, count, size = whole("seed", seed) or 0, whole("count", count), sides(size)
+        steps = whole("steps", steps)
         if count is None and values is None and image is not None:
             count = user_images.rows(image)
-        given = user_values.rows(values, count)
+        given = user_values.rows(values, count, self.conditioners)
         if size is not None:
             self.latent_shape(size)
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
@@ -333,6 +371,7 @@ class LatentDiffusion(nn.Module):
             guidance=guidance,
             guidance_options=guidance_options,
             negative=negative,
+            clip=clip,
             likelihood=likelihood,
             known=None if start is None else self._encoded(start),
             strength=strength,
@@ -342,19 +381,19 @@ class LatentDiffusion(nn.Module):
         )
         if output == "latent":
             return latents
-        with _evaluating(self):
-            images = self.autoencoder.decode(latents).clamp(-1, 1)
+        images = self._decoded(latents)
         if start is not None and keep is not None:
             # What was kept is the picture itself, not what the autoencoder makes of it.
-            images = torch.lerp(images, start, keep)
+            images = torch.lerp(images, start.to(images.dtype), keep.to(images.dtype))
         images = images[..., : size[0], : size[1]]
-        return images if output == "tensor" else user_images.to_pil(images)
+        if output == "tensor":
+            return images
+        return SampledImages(user_images.to_pil(images), conditions=given, seeds=range(seed, seed + len(given)))
 
     @torch.no_grad()
     def sample_batch(self, batch: Batch, **settings: Any) -> Tensor:
         """Images (b, c, h, w) in [-1, 1] for prepared conditions; settings as in `sample_latents`."""
-        with _evaluating(self):
-            return self.autoencoder.decode(self.sample_latents(batch, **settings)).clamp(-1, 1)
+        return self._decoded(self.sample_latents(batch, **settings))
 
     @torch.no_grad()
     def sample_latents(
@@ -373,14 +412,15 @@ class LatentDiffusion(nn.Module):
         drawn = normal(sources, self.latent_shape(self.paintable(size)))
         if noise is not None and noise.shape != drawn.shape:
             raise UsageError(f"noise of shape {tuple(noise.shape)}; here it is {tuple(drawn.shape)}")
-        start = (drawn if noise is None else noise).to(self.device)
-        asked = Settings(**{**settings, "options": settings.get("options") or {}}).completed(self.sampling)
+        # The state of a sampler keeps float32 where the network has less, and float64 where it has that.
+        start = (drawn if noise is None else noise).to(self.device, torch.promote_types(self.dtype, torch.float32))
+        asked = Settings(**{**settings, "options": settings.get("options") or {}}).completed(self)
         with _evaluating(self):
             return sampling.sample(self, batch, start, size, asked, sources)
 
-    def noise(self, seeds: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
+    def noise(self, seeds: Sequence[int], size: Size | None = None) -> Tensor:
         """The noise (b, c, h, w) that `sample` draws for these seeds: to go between them (`samplers.slerp`)."""
-        return normal([sample_generators(s, 1)[0] for s in seeds], self.latent_shape(size or self.size))
+        return normal([sample_generators(s, 1)[0] for s in seeds], self.latent_shape(sides(size) or self.size))
 
     @torch.no_grad()
     def invert(
@@ -388,7 +428,7 @@ class LatentDiffusion(nn.Module):
         image: Any,
         values: Values = None,
         *,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         steps: int | None = None,
         iterations: int = 5,
         **options: Any,
@@ -400,15 +440,16 @@ class LatentDiffusion(nn.Module):
             values, size, steps: as in `sample`; the options are the grid's, `spacing` and `clean`. Sample with the same ones.
             iterations: evaluations a step (see `samplers.invert`).
         """
-        given = user_values.rows(values, None if values is not None else user_images.rows(image))
-        prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
-        saved = Settings(steps=steps, guidance=1.0, guidance_options="plain", negative={}).completed(self.sampling)
-        grid = {k: v for k, v in saved.options.items() if k in ("spacing", "clean") and saved.sampler == "ddim"}
+        given = user_values.rows(values, None if values is not None else user_images.rows(image), self.conditioners)
+        prepared, size = user_values.prepare(self.conditioners, given, sides(size), self.size)
+        asked = Settings(sampler="ddim", steps=steps, guidance=1.0, guidance_options="plain", negative={})
+        saved = asked.completed(self)
+        grid = {key: value for key, value in saved.options.items() if key in GRID}
         with _evaluating(self):
             denoiser = sampling.denoiser(self, self._user_batch(prepared), size, saved)
             latents = self._encoded(self._picture(image, self.paintable(size), len(given)))
-            asked = {"iterations": iterations, **grid, **options}
-            return invert(denoiser, latents, self.diffusion.schedule, sampling.steps_of(saved), **asked)
+            own = {"iterations": iterations, **grid, **options}
+            return invert(denoiser, latents, self.diffusion.schedule, sampling.steps_of(saved), **own)
 
     def _picture(self, image: Any, size: tuple[int, int], count: int) -> Tensor:
         channels = self.autoencoder.image_channels
@@ -416,11 +457,21 @@ class LatentDiffusion(nn.Module):
 
     def _encoded(self, images: Tensor) -> Tensor:
         with _evaluating(self):
-            return self.autoencoder.encode(images)
+            latents = finite.check(self.autoencoder.encode(images), "encoder", self.autoencoder)
+        return latents.to(torch.promote_types(self.dtype, torch.float32))
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Images (b, c, h, w) in [-1, 1] of scaled latents, in the autoencoder's dtype."""
+        with _evaluating(self):
+            return finite.check(self.autoencoder.decode(latents), "decoder", self.autoencoder).clamp(-1, 1)
 
     def _user_batch(self, prepared: user_values.Prepared) -> Batch:
         images = torch.zeros(len(prepared), self.autoencoder.image_channels, 1, 1)
         return self.conditioners.collate(images, prepared, torch.arange(len(prepared)))
+
+
+def _encoded_as(autoencoder: Autoencoder, dtype: torch.dtype, images: Tensor) -> Tensor:
+    return autoencoder.encode(images).to(dtype)
 
 
 @contextmanager

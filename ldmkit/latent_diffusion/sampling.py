@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -16,8 +17,8 @@ from ldmkit.conditioning import user_inputs as user_values
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.guidance import Guidance, Likelihood, Method
-from ldmkit.latent_diffusion import autoguidance_model
-from ldmkit.samplers import Callback, Grid, Sampler, Spacing, img2img, make_grid, masked, repaint
+from ldmkit.latent_diffusion import autoguidance_model, finite, sampler_options
+from ldmkit.samplers import Callback, Clip, Grid, Sampler, Spacing, clipped, img2img, make_grid, masked, repaint
 
 if TYPE_CHECKING:
     from ldmkit.latent_diffusion.model import LatentDiffusion
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Subset = frozenset[str]
 Negative = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 # The keys of a model's `sampling` that are not its sampler's own options.
-OWN = ("sampler", "steps", "guidance", "guidance_options", "negative")
+OWN = ("sampler", "steps", "guidance", "guidance_options", "negative", "clip")
 REPAINT = "repaint"  # a sampler that no recipe can name: it needs a picture and a mask
 DDIM_STEPS = {"ddim": "eta", "euler": "s_churn"}  # samplers whose step CFG++ is made for, while this option is 0
 STRENGTH = 0.75  # of img2img, where nothing is said
@@ -40,6 +41,7 @@ class Settings:
     guidance: Guidance | None = None
     guidance_options: str | Mapping[str, Any] | None = None
     negative: Negative | None = None
+    clip: Clip = None
     likelihood: Likelihood | None = None
     known: Tensor | None = None  # scaled latents (b, c, h, w) of the picture to start from
     strength: float | None = None
@@ -47,12 +49,16 @@ class Settings:
     callback: Callback | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def completed(self, defaults: Mapping[str, Any]) -> Settings:
-        """With a model's `sampling` for what is None. The options saved there belong to the sampler saved there."""
-        saved = {"sampler": "ddim", "steps": 50, "guidance": 1.0, **defaults}
-        options = {key: value for key, value in saved.items() if key not in OWN} if self.sampler is None else {}
+    def completed(self, model: LatentDiffusion) -> Settings:
+        """With the model's `sampling` for what is None, and its options checked. Raises UsageError for what does not fit."""
+        saved = {"sampler": "ddim", "steps": 50, "guidance": 1.0, **model.sampling}
+        kept = {key: value for key, value in saved.items() if key not in OWN}
+        name, before = self.sampler or str(saved["sampler"]), str(saved["sampler"])
+        options = sampler_options.completed(name, before, lambda which: find(model, which), self.options, kept)
         chosen = {key: saved.get(key) for key in OWN if getattr(self, key) is None}
-        return replace(self, **chosen, options={**options, **self.options})
+        steps = sampler_options.listed_steps(options) or saved["steps"] if self.steps is None else self.steps
+        chosen["steps"] = sampler_options.whole_number("steps", steps)
+        return replace(self, **chosen, options=options)
 
 
 def sample(
@@ -83,12 +89,15 @@ def sample(
             options = {**options, "known": known, "mask": keep}
         else:
             given = masked(given, known, keep)
-    asked: dict[str, Any] = {"generators": generators, "callback": settings.callback, **options}
-    if (strength := _strength(settings)) is None:
-        latents: Any = sampler(given, noise, schedule, steps, **asked)
-    else:
-        assert settings.known is not None
-        latents = img2img(sampler, given, settings.known, noise, schedule, steps, strength=strength, **asked)
+    given = clipped(given, settings.clip)
+    counted = finite.Steps(settings.callback)
+    asked: dict[str, Any] = {"generators": generators, "callback": counted, **options}
+    with finite.explained(model, counted, steps_of(settings)):
+        if (strength := _strength(settings)) is None:
+            latents: Any = sampler(given, noise, schedule, steps, **asked)
+        else:
+            assert settings.known is not None
+            latents = img2img(sampler, given, settings.known, noise, schedule, steps, strength=strength, **asked)
     if not isinstance(latents, Tensor) or latents.shape != noise.shape:
         got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         raise PluginError(f"the sampler {name} gave {got}; expected latents of shape {tuple(noise.shape)}")
@@ -160,24 +169,28 @@ def denoiser(
             hint="guidance_options={'type': 'perp-neg'} takes several",
         )
     stand_in = negatives[0] if negatives and method.replaces_null else {}
+    trained = _trained(model, frozenset(stand_in))
     guidance = 1.0 if settings.guidance is None else settings.guidance
+    if stand_in and set(_weights(model, guidance, present, trained)) == {present}:
+        logging.getLogger("ldmkit").warning(
+            "the negative changes nothing: guidance %s looks at the conditions alone; give one above 1", guidance
+        )
 
     @cache
     def read(kept: Subset) -> Conditioning:
         return branch(model, batch, canvas, kept, stand_in)
 
     def network(noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        output = model.denoiser(noisy, timestep, **conditioning.kwargs())
-        return model.diffusion.to_x0(output, noisy, timestep)
+        return model.diffusion.to_x0(model.predict(noisy, timestep, conditioning), noisy, timestep)
 
     return method(
         guiding.Given(
             denoiser=network,
             schedule=model.diffusion.schedule,
             guidance=guidance,
-            weights=lambda: _weights(model, guidance, present),
+            weights=lambda: _weights(model, guidance, present, trained),
             conditional=present,
-            null=lambda: _null(model, present),
+            null=lambda: _null(model, present, trained),
             branch=read,
             negatives=lambda: [_against(model, batch, canvas, present, values) for values in negatives],
             levels=steps if isinstance(steps, Grid) else None,
@@ -201,7 +214,7 @@ def branch(
     dropped = {slot: torch.full((rows,), slot not in kept) for slot in model.conditioners}
     against = {slot: {k: v.to(model.device) for k, v in tensors.items()} for slot, tensors in (negative or {}).items()}
     result: Conditioning = model.conditioners(
-        moved.prepared, moved.present, canvas, rows, dropped=dropped, negative=against
+        moved.prepared, moved.present, canvas, rows, dropped=dropped, negative=against, closely=True
     )
     return result
 
@@ -217,20 +230,33 @@ def _against(
     return branch(model, changed, canvas, kept)
 
 
-def _weights(model: LatentDiffusion, guidance: Guidance, present: Subset) -> dict[Subset, float]:
+def _trained(model: LatentDiffusion, replaced: Subset) -> frozenset[Subset]:
+    """The subsets of slots that may be left out: those that training dropped, and with them any whose null a negative value
+    stands in for, which training has seen as a value.
+    """
+    own = model.conditioners.dropout.trained
+    parts: list[Subset] = [frozenset()]
+    for slot in replaced:
+        parts += [part | {slot} for part in parts]
+    return frozenset(subset | part for subset in own for part in parts)
+
+
+def _weights(
+    model: LatentDiffusion, guidance: Guidance, present: Subset, trained: frozenset[Subset]
+) -> dict[Subset, float]:
     """Weights over the branches of the slots that are there; a slot without a value is null in every branch."""
     merged: dict[Subset, float] = {}
-    for kept, weight in guiding.parse(guidance, tuple(model.conditioners), model.conditioners.dropout.trained).items():
+    for kept, weight in guiding.parse(guidance, tuple(model.conditioners), trained).items():
         merged[kept & present] = merged.get(kept & present, 0.0) + weight
     merged = {kept: weight for kept, weight in merged.items() if weight}
-    _check_branches(model, merged)
+    _check_branches(model, merged, trained)
     return merged
 
 
-def _null(model: LatentDiffusion, present: Subset) -> Subset:
+def _null(model: LatentDiffusion, present: Subset, trained: frozenset[Subset]) -> Subset:
     """The branch that guidance of one number goes away from."""
-    (kept,) = guiding.parse(0.0, tuple(model.conditioners), model.conditioners.dropout.trained)
-    _check_branches(model, [kept & present])
+    (kept,) = guiding.parse(0.0, tuple(model.conditioners), trained)
+    _check_branches(model, [kept & present], trained)
     return kept & present
 
 
@@ -260,21 +286,23 @@ def _check_absent(model: LatentDiffusion, present: Subset) -> None:
         )
 
 
-def _check_branches(model: LatentDiffusion, branches: Iterable[Subset]) -> None:
+def _check_branches(
+    model: LatentDiffusion, branches: Iterable[Subset], trained: frozenset[Subset] | None = None
+) -> None:
     """What guidance leaves out and what was not given, together, were dropped in training."""
     for kept in branches:
-        if names := _never_absent(model, kept):
+        if names := _never_absent(model, kept, trained):
             raise UsageError(
                 f"with the values given, this guidance needs a picture without {names}, which training never showed",
                 hint=f"give more values, turn guidance off (1), or train with `dropout: {{{names}: 0.1}}`",
             )
 
 
-def _never_absent(model: LatentDiffusion, kept: Subset) -> str:
+def _never_absent(model: LatentDiffusion, kept: Subset, trained: frozenset[Subset] | None = None) -> str:
     """The slots outside `kept`, joined by +, where training never dropped just these; else nothing."""
     absent = frozenset(model.conditioners) - kept
-    trained = not absent or absent in model.conditioners.dropout.trained
-    return "" if trained else "+".join(slot for slot in model.conditioners if slot in absent)
+    known = not absent or absent in (trained or model.conditioners.dropout.trained)
+    return "" if known else "+".join(slot for slot in model.conditioners if slot in absent)
 
 
 def _other(
@@ -283,4 +311,4 @@ def _other(
     """The prediction of another model for the same conditions: what autoguidance goes away from."""
     _check_absent(other, present)
     conditioning = branch(other.to(model.device).eval(), batch, canvas, present)
-    return lambda x, t: other.diffusion.to_x0(other.denoiser(x, t, **conditioning.kwargs()), x, t)
+    return lambda x, t: other.diffusion.to_x0(other.predict(x, t, conditioning), x, t)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ldmkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
 
@@ -84,6 +85,21 @@ def _checked(found: Tensor, what: str, shape: tuple[int, ...], count: int) -> Te
     return found.expand(count, *shape)
 
 
+def _from_array(value: np.ndarray) -> Image:
+    """A numpy array as people have pictures: (h, w) or (h, w, c), uint8, or bool for a mask."""
+    from PIL import Image
+
+    pixels = value.astype("uint8") * 255 if value.dtype.kind == "b" else value
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    if pixels.dtype.name != "uint8" or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise UsageError(
+            f"a picture as a numpy array {value.shape} of {value.dtype}: it is (h, w), (h, w, 3) or (h, w, 4) of uint8 in "
+            "0..255, or of bool for a mask",
+            hint="give other numbers as a tensor (c, h, w) in [-1, 1], a mask as one in [0, 1]",
+        )
+    return Image.fromarray(pixels)
+
+
 def _from_pil(value: Any, size: tuple[int, int], channels: int) -> Tensor:
     """(channels, h, w) in [-1, 1]."""
     import numpy as np
@@ -97,8 +113,12 @@ def _from_pil(value: Any, size: tuple[int, int], channels: int) -> Tensor:
                 value = ImageOps.exif_transpose(opened)
         except OSError as error:
             raise DataError(f"the picture {value} cannot be read: {error}") from error
+    if isinstance(value, np.ndarray):
+        value = _from_array(value)
     if not isinstance(value, Image.Image):
-        raise UsageError(f"a picture is a tensor, a Pillow image or a path, and this is a {type(value).__name__}")
+        raise UsageError(
+            f"a picture is a tensor, a numpy array, a Pillow image or a path, and this is a {type(value).__name__}"
+        )
     height, width = size
     cut = ImageOps.fit(value.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(cut, dtype=np.float32)).reshape(height, width, channels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldmkit.assembly import build, datasets, fit
 from ldmkit.denoiser import Stage as UNetStage
+from ldmkit.interop.formats import obstacles, planned
 from ldmkit.planning import per_gpu
 from ldmkit.planning.per_gpu import Share
 
@@ -62,6 +63,9 @@ class Plan:
     stages: tuple[Stage, ...]
     shares: tuple[Share, ...] = ()  # of the diffusion stage, one for each number of GPUs asked for
     uncounted: tuple[str, ...] = ()  # slots of which neither FLOPs nor activations could be counted
+    obstacles: Mapping[str, str | None] = field(
+        default_factory=dict
+    )  # format of export -> why not; None where it can be
 
     @property
     def parameters(self) -> int:
@@ -100,11 +104,24 @@ def plan(recipe: Recipe, registry: Registry, gpus: Sequence[int] = ()) -> Plan:
     if recipe.autoencoder.train is not None:
         stages.append(_stage("autoencoder", recipe.autoencoder.train, [model.autoencoder], first))
     model.autoencoder.requires_grad_(False)
-    stages.append(_stage("diffusion", recipe.train, [model], second))
+    if recipe.alone:
+        parts.pop()  # the denoiser: it is neither trained nor saved
+    else:
+        stages.append(_stage("diffusion", recipe.train, [model], second))
     load = per_gpu.load(model, recipe, activations=second.activations, latent=4 * math.prod(latent), flops=second.flops)
     shares = tuple(per_gpu.share(load, recipe, count) for count in gpus)
     uncounted = tuple(slot for slot, own in asked.items() if own is None)
-    return Plan(recipe.name, (height, width), latent, tuple(parts), tuple(stages), shares, uncounted)
+    formats = obstacles(planned(model, recipe.autoencoder.scale))
+    return Plan(
+        recipe.name,
+        (height, width),
+        latent,
+        tuple(parts),
+        tuple(stages),
+        shares,
+        uncounted,
+        {str(name): reason for name, reason in formats.items()},
+    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +99,9 @@ DATA_SOURCE = Kind(
 )
 SAMPLER = Kind(
     "sampler",
-    reserved=frozenset({"type", "steps", "count", "guidance", "guidance_options", "negative", "seed", "sampler"}),
+    reserved=frozenset(
+        {"type", "steps", "count", "guidance", "guidance_options", "negative", "clip", "seed", "sampler"}
+    ),
     skipped=frozenset({"generators", "callback"}),
 )
 METRIC = Kind("metric", reserved=frozenset({"type"}))
@@ -138,6 +142,10 @@ class Catalog:
 
     def add(self, entry: Entry) -> None:
         self._entries.setdefault(entry.name, []).append(entry)
+
+    def only(self, name: str) -> Catalog:
+        """A catalog of what is registered as `name` alone: plain data, where targets are names."""
+        return Catalog(self.kind, _entries={name: list(self._entries[name])})
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._entries))
@@ -231,8 +239,11 @@ class Catalog:
     def _unknown(self, name: str) -> PluginError:
         short = name.rpartition(":")[2]
         message = f"no {self.kind.noun} is called '{name}'; installed: {', '.join(self.names()) or 'none'}"
-        message += did_you_mean(short, self.names())
+        near = did_you_mean(short, self.names())
+        message += near
         hint = f"Perhaps a package is missing: pip install ldmkit-{short}; a plugin of one file is given with -p"
+        if near:  # a slip of the pen; no package is called so
+            hint = "`ldmkit plugins list` shows what is installed; a plugin of one file is given with -p"
         names = (short, f"ldmkit-{short}")
         for problem in (*self.problems, *self.left_out):
             if problem.origin.entry_point in names or problem.origin.distribution in names:
@@ -246,7 +257,8 @@ class Catalog:
 
 def _imported(target: str) -> Any:
     module_name, _, attribute = target.partition(":")
-    module = importlib.import_module(module_name)
+    with redirect_stdout(sys.stderr):  # what a module prints is no part of what a command prints
+        module = importlib.import_module(module_name)
     try:
         return getattr(module, attribute)
     except AttributeError:

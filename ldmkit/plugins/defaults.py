@@ -26,6 +26,8 @@ SAMPLERS = (
     "lms",
     "unipc",
     "deis",
+    "lcm",
+    "tcd",
 )
 DENOISERS = {"unet": "unet:UNet"}
 AUTOENCODERS = {"vq": "vq:VQAutoencoder", "kl": "kl:KLAutoencoder", "identity": "identity:IdentityAutoencoder"}
@@ -53,7 +55,12 @@ METRICS = {
     "spectrum": "Spectrum",
     "conditioning-gain": "ConditioningGain",
     "fidelity": "Fidelity",
+    "fid": "FID",
     "frechet": "Frechet",
+    "inception-score": "InceptionScore",
+    "kid": "KID",
+    "precision-recall": "PrecisionRecall",
+    "r-fid": "ReconstructionFID",
     "judge": "Judge",
     "nearest": "Nearest",
     "reconstruction": "Reconstruction",

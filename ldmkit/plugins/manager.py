@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,7 @@ GROUP = hookspecs.PROJECT
 VARIABLE, NONE = "LDMKIT_PLUGINS", "LDMKIT_DISABLE_PLUGIN_AUTOLOAD"
 _off: ContextVar[tuple[str, ...]] = ContextVar("plugins that are switched off", default=())
 
-__all__ = ["Entry", "Origin", "Plugin", "Problem", "Registry", "load", "switched_off"]
+__all__ = ["Discovery", "Entry", "Origin", "Plugin", "Problem", "Registry", "load", "switched_off"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,26 @@ class Plugin:
     origin: Origin
     seconds: float
     hooks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """How a registry was found: the arguments of `load`. What holds it can find the same plugins again; a copy in another
+    process has no `extra`, which are objects of this one."""
+
+    files: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    extra: tuple[object, ...] = ()
+
+    def again(self) -> Registry:
+        """The registry, found anew."""
+        return load(files=self.files, only=self.only, extra=self.extra)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Discovery, (self.files, self.only)
+
+    def __deepcopy__(self, memo: object) -> Discovery:
+        return self
 
 
 class Registry:
@@ -64,6 +84,7 @@ class Registry:
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._origins: dict[int, Origin] = {}
+        self.discovery = Discovery()
 
     @property
     def conditioners(self) -> Catalog:
@@ -197,6 +218,8 @@ def load(
     from ldmkit.plugins import defaults
 
     registry = Registry()
+    paths = tuple(str(Path(file).expanduser().absolute()) for file in files)
+    registry.discovery = Discovery(paths, None if only is None else tuple(only), tuple(extra))
     registry.add(defaults, Origin("ldmkit", metadata.version("ldmkit"), BUILTINS))
     for point in _chosen(registry, only):
         origin = _origin(point)
@@ -206,8 +229,7 @@ def load(
             registry.add(plugin, origin, seconds=seconds)
         except PluginError as error:
             registry.problems.append(Problem(origin, error.message, error.hint or ""))
-    for file in files:
-        path = str(Path(file).expanduser().absolute())
+    for path in paths:
         if not Path(path).is_file():
             raise UsageError(f"there is no plugin file {path}")
         origin = Origin(file=path)
@@ -235,16 +257,7 @@ def _chosen(registry: Registry, only: Sequence[str] | None) -> list[metadata.Ent
             )
         else:
             wanted.append(point)
-    points = wanted
-    counts = Counter(point.name for point in points)
-    for point in points:
-        if counts[point.name] > 1:
-            rivals = " and ".join(str(_origin(other)) for other in points if other.name == point.name)
-            cause = f"the entry point '{point.name}' exists twice: in {rivals}"
-            registry.problems.append(
-                Problem(_origin(point), cause, f"Uninstall one, or set {VARIABLE} to the distribution to load")
-            )
-    return [point for point in points if counts[point.name] == 1]
+    return wanted
 
 
 def _asked(only: Sequence[str] | None) -> tuple[Sequence[str] | None, str]:
@@ -293,7 +306,8 @@ def _require_compatible(point: metadata.EntryPoint) -> None:
 def _timed(load_module: Callable[[], Any], origin: Origin) -> tuple[Any, float]:
     start = time.perf_counter()
     try:
-        with _signal_handlers_kept():
+        # What a plugin prints is no part of what a command prints.
+        with _signal_handlers_kept(), redirect_stdout(sys.stderr):
             module = load_module()
     except (Exception, SystemExit) as error:
         raise PluginError(

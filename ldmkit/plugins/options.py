@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, create_model
@@ -107,7 +111,7 @@ def keywords(kind: type) -> Iterator[tuple[str, Any, Any]]:
     """(name, annotation, default or ...) of a dataclass's fields."""
     for parameter in inspect.signature(kind).parameters.values():
         default = ... if parameter.default is parameter.empty else parameter.default
-        yield parameter.name, _in_recipe(_annotation(parameter, kind.__init__, kind.__qualname__)), default
+        yield parameter.name, _in_recipe(_annotation(parameter, vars(kind)["__init__"], kind.__qualname__)), default
 
 
 def _in_recipe(annotation: Any) -> Any:
@@ -221,7 +225,26 @@ def _annotation(parameter: inspect.Parameter, function: Callable[..., Any], name
                 f"{name}: the annotation `{annotation}` of `{parameter.name}` cannot be evaluated: {error}",
                 hint="Import the type at the module's top level, outside `if TYPE_CHECKING`",
             ) from error
+    default = parameter.default
+    if not (default is parameter.empty or _is_plain(default)):
+        raise PluginError(
+            f"{name}: the default of `{parameter.name}` is {default!r} ({type(default).__name__}), which no recipe can hold",
+            hint="Write a finite number, text, true or false, None, or a tuple of them; compute the rest in `__init__`",
+        )
     return annotation
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a recipe and `config.json` can hold a value and read it again: plain Python, finite."""
+    if isinstance(value, BaseModel | Path | Enum) or value is None:
+        return True
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(_is_plain(getattr(value, field.name)) for field in fields(value))
+    if isinstance(value, tuple | list | set | frozenset):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def _names(function: Callable[..., Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ldmkit.messages import KeyPath, Problem, did_you_mean
@@ -22,8 +23,8 @@ TAKEN_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNOR
 
 def cross_checks(recipe: Sections) -> list[Problem]:
     """Everything that two keys of a valid recipe contradict each other in."""
-    checks = [_name, _types, _size, _autoencoder, _attention, _heads, _schedule, _slots, _dropout, _guidance]
-    checks += [_guidance_options, _losses, _redacted]
+    checks = [_name, _types, _size, _autoencoder, _alone, _attention, _widths, _heads, _schedule, _slots, _dropout]
+    checks += [_guidance, _guidance_options, _losses, _redacted]
     return [Problem(path, text) for check in checks for path, text in check(recipe)]
 
 
@@ -69,9 +70,7 @@ def _first_stage(recipe: Sections) -> dict[str, Any]:
 
 def _factor(recipe: Sections) -> int | None:
     """How many times smaller latents are, where that is known here."""
-    if recipe.autoencoder.type == IDENTITY:
-        return 1
-    return _first_stage(recipe).get("downsample")
+    return 1 if recipe.autoencoder.type == IDENTITY else _first_stage(recipe).get("downsample")
 
 
 def _unet(recipe: Sections) -> dict[str, Any]:
@@ -82,13 +81,11 @@ def _unet(recipe: Sections) -> dict[str, Any]:
 
 
 def _size(recipe: Sections) -> Found:
-    autoencoder, unet, factor = recipe.autoencoder, _unet(recipe), _factor(recipe)
+    autoencoder, unit = recipe.autoencoder, _factor(recipe)
     if autoencoder.from_ is not None and "image_channels" not in autoencoder.options:
         return  # known once the trained one is read
-    if not unet or factor is None or _first_stage(recipe).get("pad"):
+    if unit is None or recipe.init is not None or _first_stage(recipe).get("pad"):
         return  # known once the networks are made, or any size will do
-    reduction = 2 ** (len(unet["multipliers"]) - 1)
-    unit = factor * reduction
     wanted: list[tuple[KeyPath, tuple[int, int]]] = [(("data", "size"), recipe.data.shape)]
     wanted += [(("data", "buckets", index), size) for index, size in enumerate(recipe.data.buckets or ())]
     for key, size in wanted:
@@ -97,12 +94,10 @@ def _size(recipe: Sections) -> Found:
                 continue
             below, above = side // unit * unit, (side // unit + 1) * unit
             valid = f"{below} or {above}" if below else str(above)
-            levels = len(unet["multipliers"])
             yield (
                 key,
-                f"{side} is no multiple of {unit}: the autoencoder makes it {factor} times smaller "
-                f"(autoencoder.downsample), the UNet {reduction} times (denoiser.multipliers has {levels} levels); "
-                f"nearest: {valid}",
+                f"{side} is no multiple of {unit}: the autoencoder makes it {unit} times smaller (autoencoder.downsample); "
+                f"nearest: {valid}, or autoencoder.pad: true",
             )
 
 
@@ -135,6 +130,22 @@ def _autoencoder(recipe: Sections) -> Found:
             )
 
 
+def _alone(recipe: Sections) -> Found:
+    """A recipe without `train` is one of an autoencoder alone, and says nothing of a diffusion model."""
+    if not recipe.alone:
+        return
+    said = [name for name in ("conditioners", "denoiser", "diffusion", "init") if recipe.document.value.get(name)]
+    if said:
+        yield (
+            ("train",),
+            f"missing; {' and '.join(said)} {'is' if len(said) == 1 else 'are'} for the diffusion model, and nothing says how it "
+            f"is trained; add `train: {{steps: ...}}`, or leave {'it' if len(said) == 1 else 'them'} out to train the "
+            "autoencoder alone",
+        )
+    elif recipe.autoencoder.type == IDENTITY:
+        yield ("train",), "missing, and an identity autoencoder has nothing to train either; add `train: {steps: ...}`"
+
+
 def _attention(recipe: Sections) -> Found:
     if not (unet := _unet(recipe)):
         return
@@ -149,6 +160,35 @@ def _attention(recipe: Sections) -> Found:
     for key in ("blocks", "heads", "head_width", "transformer_depth"):
         if isinstance(value := unet[key], list) and len(value) != len(factors):
             yield ("denoiser", key), f"has {len(value)} numbers, and denoiser.multipliers has {len(factors)} levels"
+
+
+def _widths(recipe: Sections) -> Found:
+    """Whole numbers of channels, which `groups` divides where it is given."""
+    found: list[tuple[str, int, Sequence[float], KeyPath, int | None]] = []
+    if unet := _unet(recipe):
+        groups = ("denoiser", "variant", "groups")
+        found.append(("denoiser", unet["channels"], unet["multipliers"], groups, unet["variant"]["groups"]))
+    first = _first_stage(recipe)
+    if first.get("channels") is not None and recipe.autoencoder.from_ is None:
+        widths_of = first["channels"], first["multipliers"] or (1,)
+        found.append(("autoencoder", *widths_of, ("autoencoder", "groups"), first["groups"]))
+    for part, channels, multipliers, key, count in found:
+        widths = [channels, *(channels * multiplier for multiplier in multipliers)]
+        if broken := [
+            width for width in widths if not math.isclose(width, round(width), rel_tol=1e-9) or round(width) < 1
+        ]:
+            yield (
+                (part, "multipliers"),
+                f"{part}.channels {channels} times a multiplier is {broken[0]:g}, no number of channels",
+            )
+        elif count is not None and (odd := [round(width) for width in widths if round(width) % count]):
+            most = math.gcd(*map(round, widths))
+            valid = [number for number in range(1, most + 1) if most % number == 0]
+            nearest = min(valid, key=lambda number: abs(number - count))
+            yield (
+                key,
+                f"{count} does not divide the {odd[0]} channels of a level, as group norms need; nearest: {nearest}",
+            )
 
 
 def _heads(recipe: Sections) -> Found:
@@ -170,7 +210,7 @@ def _heads(recipe: Sections) -> Found:
     for level, multiplier in enumerate(multipliers):
         if 2**level not in unet["attention"] and level != last:  # the middle has the last level's heads
             continue
-        divisor, width = given[level] if isinstance(given, list) else given, unet["channels"] * multiplier
+        divisor, width = given[level] if isinstance(given, list) else given, round(unet["channels"] * multiplier)
         if width % divisor:
             valid = [number for number in range(1, width + 1) if width % number == 0]
             nearest = min(valid, key=lambda number: abs(number - divisor))

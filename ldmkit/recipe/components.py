@@ -64,7 +64,8 @@ class Site:
     choice: Choice
 
     @property
-    def type(self) -> str:
+    def name(self) -> str:
+        """What `type` says, or stands for where it is left out."""
         field = self.choice.section.model_fields["type"]
         return str(self.given.get("type", None if field.is_required() else field.default))
 
@@ -76,7 +77,7 @@ class Site:
 
     def core_options(self) -> type[BaseModel] | None:
         """The options of a component of the core."""
-        return COMPONENTS[self.choice.kind].get(self.type)
+        return COMPONENTS[self.choice.kind].get(self.name)
 
     def catalog(self, registry: Registry) -> Catalog | None:
         return registry.catalogs.get(self.choice.kind)
@@ -87,7 +88,7 @@ def sites(raw: Mapping[str, Any]) -> Iterator[Site]:
     for choice in CHOICES:
         for path, given in _found(choice.path, raw, ()):
             site = Site(path, given, choice)
-            if isinstance(given.get("type", ""), str) and TYPE.fullmatch(site.type):
+            if isinstance(given.get("type", ""), str) and TYPE.fullmatch(site.name):
                 yield site
 
 
@@ -99,7 +100,7 @@ def _found(path: tuple[str, ...], value: Any, at: KeyPath) -> Iterator[tuple[Key
     step, *rest = path
     if step != "*":
         # A section with defaults may be left out; one that trains a stage may not.
-        missing = None if step in ("train", "data", "autoencoder") else {}
+        missing: dict[str, Any] | None = None if step in ("train", "data", "autoencoder") else {}
         if isinstance(value, dict):
             yield from _found(tuple(rest), value.get(step, missing), (*at, step))
         return
@@ -126,13 +127,13 @@ def _problems(site: Site, registry: Registry | None) -> list[Problem]:
         if model is None and site.choice.kind not in _CLOSED:
             return []  # a plugin's, which nobody has asked for yet
         if model is None:
-            text = f"must be one of {', '.join(known)}, got {shown(site.type)}{did_you_mean(site.type, known)}"
+            text = f"must be one of {', '.join(known)}, got {shown(site.name)}{did_you_mean(site.name, known)}"
             return [Problem((*site.path, "type"), text)]
         return _wrong(site, model, set())
     try:
-        if (model := site.core_options()) is not None and catalog.entry(site.type).origin.core:
+        if (model := site.core_options()) is not None and catalog.entry(site.name).origin.core:
             return _wrong(site, model, set())
-        loaded = catalog.load(site.type)
+        loaded = catalog.load(site.name)
         return _wrong(site, catalog.options_of(loaded), _unlearned(loaded))
     except PluginError as error:
         return [_unusable(site.path, error)]
@@ -176,7 +177,7 @@ def unknown(raw: Mapping[str, Any], registry: Registry) -> list[Problem]:
     for site in sites(raw):
         try:
             if (catalog := site.catalog(registry)) is not None:
-                catalog.entry(site.type)
+                catalog.entry(site.name)
         except PluginError as error:
             found.append(_unusable(site.path, error))
     return found
@@ -197,15 +198,15 @@ def complete(recipe: sections.Sections, registry: Registry | None) -> None:
             continue
         section: Any = recipe
         for step in site.path:
-            section = section[step] if isinstance(section, dict | list) else getattr(section, str(step))
+            section = getattr(section, str(step)) if isinstance(section, BaseModel) else section[step]
         catalog = None if registry is None else site.catalog(registry)
         model = site.core_options()
-        if catalog is not None and (model is None or not catalog.entry(site.type).origin.core):
-            model = catalog.options(site.type)
+        if catalog is not None and (model is None or not catalog.entry(site.name).origin.core):
+            model = catalog.options(site.name)
         if model is not None:
             section.__pydantic_extra__ = complete_options(model, section.options)
         if catalog is not None and isinstance(section, sections.Data):
-            for key, value in getattr(catalog.load(site.type), "view_defaults", {}).items():
+            for key, value in getattr(catalog.load(site.name), "view_defaults", {}).items():
                 if key not in section.model_fields_set:
                     setattr(section, key, value)
 

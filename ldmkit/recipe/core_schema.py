@@ -57,7 +57,7 @@ class DiffusionKeys(Section):
 class PerceptualOptions(Section):
     """LPIPS (Zhang et al. 2018) in a recipe's `autoencoder.loss.perceptual`."""
 
-    net: Annotated[Literal['alex', 'vgg', 'squeeze'], Field(description='the backbone, `alex`, `vgg` or `squeeze`.')] = 'vgg'
+    net: Annotated[Literal['alex', 'vgg', 'squeeze', 'efficientnet-lite0'], Field(description='the backbone, `alex`, `vgg` or `squeeze`.')] = 'vgg'
     weights: Annotated[str, Field(description="where the backbone's come from: `imagenet`, a file, or `random`, which needs no download (see `Perceptual`).")] = 'imagenet'
     weight: Annotated[Annotated[float, Field(ge=0.0)], Field(description='relative to the pixel term.')] = 1.0
 
@@ -102,7 +102,7 @@ class RuntimeKeys(Section):
     deterministic: Annotated[bool, Field(description='a CUDA device gives the same bits in every run, for some of its speed; a CPU does so anyway.')] = False
     workers: Annotated[Annotated[int, Field(ge=0)] | Literal['auto'], Field(description='processes that read and prepare data; 0 is none, `auto` one for each core beside the first, at most 2.')] = 0
     worker_timeout: Annotated[Annotated[int, Field(ge=1)], Field(description='seconds without a batch after which a data worker counts as hung.')] = 300
-    threads: Annotated[Annotated[int, Field(ge=1)] | None, Field(description="torch's own number, if given.")] = None
+    threads: Annotated[Annotated[int, Field(ge=1)] | Literal['auto'] | None, Field(description="of a CPU: `auto` measures on each stage's own steps how many are fastest, and the run keeps the number; a number is taken as it is, so that two runs have the same bits; null leaves what torch (OMP_NUM_THREADS) takes.")] = 'auto'
 
 
 class GivenConditioner(Section):
@@ -122,48 +122,53 @@ class Variant(Section):
     linear_projection: Annotated[bool, Field(description="the transformers' projections are linear layers instead of 1x1 convolutions (SD 2, SDXL).")] = False
     self_transformer: Annotated[bool, Field(description='without tokens, use transformer blocks whose second attention is self-attention too (what the released code does with no context), instead of plain attention blocks.')] = False
     plain_attention: Annotated[bool, Field(description='beside the transformers that read tokens, the plain attention of a UNet without tokens, before each of them. So a model that was trained without tokens can learn to read them from where it is.')] = False
-    groups: Annotated[Annotated[int, Field(ge=1)] | None, Field(description='groups of every group norm; by default 32, or fewer where a level is narrower than 128 channels (see ``ldmkit.denoiser.group_norm``). The released code has 32 at every width.')] = None
+    groups: Annotated[Annotated[int, Field(ge=1)] | None, Field(description='groups of every group norm, a divisor of every width; by default 32, or fewer where a level is narrower than 128 channels or no multiple of 32 (see ``ldmkit.denoiser.layers.usual_groups``). The released code has 32 at every width.')] = None
     classes: Annotated[Annotated[int, Field(ge=1)] | None, Field(description='rows of an embedding table inside the UNet, added to the time embedding (`labels` of ``forward``).')] = None
+    vector: Annotated[Annotated[int, Field(ge=1)] | None, Field(description='width of the vector port, which two layers inside the UNet then map to the time embedding (SDXL); by default a vector is as wide as that and is added to it.')] = None
+    only_cross_attention: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description='down-sampling factors of the levels whose transformers attend to the tokens twice, and not to the pixels themselves (the x4 upscaler of SD 2). The middle is no level.')] = ()
+    time: Annotated[dict[str, str | float] | None, Field(description='what of the timestep is embedded (see ``ldmkit.denoiser.embedding.embedded_time``); by default the timestep itself.')] = None
     checkpoint: Annotated[bool, Field(description='recompute activations in the backward pass: less memory, about a third more time.')] = False
 
 
 class UnetDenoiser(Section):
     """A noisy latent and its timestep to the prediction; conditions come in by tokens, vector and concat."""
 
-    channels: Annotated[Annotated[int, Field(ge=1)], Field(description='level i is ``channels * multipliers[i]`` wide and ``2 ** i`` times smaller than the input.')] = 32
-    multipliers: Annotated[Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)], Field(description='level i is ``channels * multipliers[i]`` wide and ``2 ** i`` times smaller than the input.')] = (1, 2, 4)
+    channels: Annotated[Annotated[int, Field(ge=1)], Field(description='level i is ``channels * multipliers[i]`` wide, a whole number, and ``2 ** i`` times smaller than the input, halves rounded up.')] = 32
+    multipliers: Annotated[Annotated[tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0.0)], ...], Field(min_length=1)], Field(description='level i is ``channels * multipliers[i]`` wide, a whole number, and ``2 ** i`` times smaller than the input, halves rounded up.')] = (1, 2, 4)
     blocks: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)], Field(description='residual blocks a level on the way down (one more on the way up).')] = 2
     attention: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description='the **down-sampling factors** of the levels with attention, not pixels. The middle always has it.')] = (2, 4)
     heads: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None, Field(description='how many attention heads, or how wide each is (default: 32, or what divides the width). ``heads=1`` is what the released class, layout and text-256 models were trained with.')] = None
     head_width: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None, Field(description='how many attention heads, or how wide each is (default: 32, or what divides the width). ``heads=1`` is what the released class, layout and text-256 models were trained with.')] = None
     transformer_depth: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)], Field(description='transformer blocks in each attention.')] = 1
     dropout: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description='probability, in residual blocks and transformers.')] = 0.0
+    shortcut: Annotated[bool, Field(description='a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No released model has it.')] = False
     variant: Annotated[Variant, Field(description='what some released models do differently.')] = Field(default_factory=Variant)
 
 
 class IdentityAutoencoder(Section):
     """The image is the latent; there is nothing to train."""
 
-    image_channels: Annotated[Annotated[int, Field(ge=1, le=16)] | None, Field(description='1 to 16.')] = None
+    image_channels: Annotated[Annotated[int, Field(ge=1, le=64)] | None, Field(description='1 to 16.')] = None
 
 
 class KlAutoencoder(Section):
     """KL-regularised (arXiv 2112.10752, section 3.1): `encode` gives a sample of the posterior with a generator, else its mode."""
 
-    image_channels: Annotated[Annotated[int, Field(ge=1, le=16)] | None, Field(description='1 to 16.')] = None
+    image_channels: Annotated[Annotated[int, Field(ge=1, le=64)] | None, Field(description='1 to 64.')] = None
     downsample: Annotated[Literal[1, 2, 4, 8, 16, 32], Field(description='how many times smaller the latent grid is; a power of two from 1 to 32.')] = 4
-    channels: Annotated[Annotated[int, Field(ge=1)], Field(description='width at full resolution; level i has `channels * multipliers[i]`.')] = 128
-    multipliers: Annotated[Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None, Field(description='one a level (log2(downsample) + 1 of them); None takes those of the paper.')] = None
-    blocks: Annotated[Annotated[int, Field(ge=1)], Field(description='residual blocks a level in the encoder; the decoder has one more.')] = 2
+    channels: Annotated[Annotated[int, Field(ge=1)], Field(description='width at full resolution; level i has `channels * multipliers[i]`, a whole number.')] = 128
+    multipliers: Annotated[Annotated[tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0.0)], ...], Field(min_length=1)] | None, Field(description='one a level (log2(downsample) + 1 of them); None takes those of the paper.')] = None
+    blocks: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)], Field(description='residual blocks a level in the encoder, one number or one a level; the decoder has one more.')] = 2
     latent_channels: Annotated[Annotated[int, Field(ge=1)], Field(description='width of the latent.')] = 3
     attention: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description='side lengths in pixels, counted at `resolution`, of the levels that attend. Where attention sits is decided here and not by the image at hand.')] = ()
     resolution: Annotated[Annotated[int, Field(ge=1)], Field(description='side length in pixels that `attention` refers to.')] = 256
     attention_type: Annotated[Literal['none', 'vanilla', 'linear'], Field(description='which attention `attention` and `middle_attention` put in; `none` goes with neither.')] = 'vanilla'
-    middle_attention: Annotated[bool, Field(description='attention between the two middle blocks. The released models have it, except vq-f4-noattn.')] = False
+    middle_attention: Annotated[bool | Literal['encoder', 'decoder'], Field(description='attention between the two middle blocks, of both networks or of one of them. The released models have it, except vq-f4-noattn.')] = False
     dropout: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)], Field(description='in the residual blocks, 0 to 1.')] = 0.0
     pad: Annotated[bool, Field(description='accept image sizes that are no multiple of `downsample`, by padding on the right and at the bottom.')] = False
-    groups: Annotated[Annotated[int, Field(ge=1)] | None, Field(description="of every group norm; default 32, or fewer where a level is narrower than 128 channels. Released and diffusers' models of any width need 32.")] = None
+    groups: Annotated[Annotated[int, Field(ge=1)] | None, Field(description="of every group norm, a divisor of every width; default 32, or fewer where a level is narrower than 128 channels. Released and diffusers' models of any width need 32.")] = None
     shortcut: Annotated[bool, Field(description='a linear map beside encoder and decoder (`Encoder`), for short training on few pictures. No released model has it.')] = False
+    checkpoint: Annotated[bool, Field(description='recompute the activations of each level in the backward pass: less memory, about a third more time.')] = False
 
 
 class VqAutoencoder(Section):
@@ -174,20 +179,21 @@ class VqAutoencoder(Section):
     swapped: Annotated[bool, Field(description="the released models' weights, with `commitment` on the codebook term.")] = False
     ema: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)] | None, Field(description='decay of a codebook kept by running averages; None learns it by gradient.')] = None
     revive: Annotated[Annotated[int, Field(ge=1)] | None, Field(description='training steps after which an unused code moves onto a latent; None is never.')] = None
-    image_channels: Annotated[Annotated[int, Field(ge=1, le=16)] | None, Field(description='1 to 16.')] = None
+    image_channels: Annotated[Annotated[int, Field(ge=1, le=64)] | None, Field(description='1 to 64.')] = None
     downsample: Annotated[Literal[1, 2, 4, 8, 16, 32], Field(description='how many times smaller the latent grid is; a power of two from 1 to 32.')] = 4
-    channels: Annotated[Annotated[int, Field(ge=1)], Field(description='width at full resolution; level i has `channels * multipliers[i]`.')] = 128
-    multipliers: Annotated[Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None, Field(description='one a level (log2(downsample) + 1 of them); None takes those of the paper.')] = None
-    blocks: Annotated[Annotated[int, Field(ge=1)], Field(description='residual blocks a level in the encoder; the decoder has one more.')] = 2
+    channels: Annotated[Annotated[int, Field(ge=1)], Field(description='width at full resolution; level i has `channels * multipliers[i]`, a whole number.')] = 128
+    multipliers: Annotated[Annotated[tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0.0)], ...], Field(min_length=1)] | None, Field(description='one a level (log2(downsample) + 1 of them); None takes those of the paper.')] = None
+    blocks: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)], Field(description='residual blocks a level in the encoder, one number or one a level; the decoder has one more.')] = 2
     latent_channels: Annotated[Annotated[int, Field(ge=1)], Field(description='width of the latent.')] = 3
     attention: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description='side lengths in pixels, counted at `resolution`, of the levels that attend. Where attention sits is decided here and not by the image at hand.')] = ()
     resolution: Annotated[Annotated[int, Field(ge=1)], Field(description='side length in pixels that `attention` refers to.')] = 256
     attention_type: Annotated[Literal['none', 'vanilla', 'linear'], Field(description='which attention `attention` and `middle_attention` put in; `none` goes with neither.')] = 'vanilla'
-    middle_attention: Annotated[bool, Field(description='attention between the two middle blocks. The released models have it, except vq-f4-noattn.')] = False
+    middle_attention: Annotated[bool | Literal['encoder', 'decoder'], Field(description='attention between the two middle blocks, of both networks or of one of them. The released models have it, except vq-f4-noattn.')] = False
     dropout: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)], Field(description='in the residual blocks, 0 to 1.')] = 0.0
     pad: Annotated[bool, Field(description='accept image sizes that are no multiple of `downsample`, by padding on the right and at the bottom.')] = False
-    groups: Annotated[Annotated[int, Field(ge=1)] | None, Field(description="of every group norm; default 32, or fewer where a level is narrower than 128 channels. Released and diffusers' models of any width need 32.")] = None
+    groups: Annotated[Annotated[int, Field(ge=1)] | None, Field(description="of every group norm, a divisor of every width; default 32, or fewer where a level is narrower than 128 channels. Released and diffusers' models of any width need 32.")] = None
     shortcut: Annotated[bool, Field(description='a linear map beside encoder and decoder (`Encoder`), for short training on few pictures. No released model has it.')] = False
+    checkpoint: Annotated[bool, Field(description='recompute the activations of each level in the backward pass: less memory, about a third more time.')] = False
 
 
 class AdamOptimizer(Section):
@@ -367,44 +373,118 @@ class WebdatasetSource(Section):
     smallest: Annotated[int, Field(description='pictures with a side shorter than this are passed over.')] = 32
 
 
+class Trailing(Section):
+    """T down in strides of T / n, rounded, less 1 (Lin et al. 2023, table 2): starts where noise is all."""
+
+    type: Literal['trailing'] = 'trailing'
+    whole_strides: bool = False
+
+
+class Leading(Section):
+    """Strides of T // n up from `offset` (Song et al. 2020; diffusers' `steps_offset`)."""
+
+    type: Literal['leading'] = 'leading'
+    offset: Annotated[int, Field(ge=0)] = 0
+    drop_last: Annotated[bool, Field(description='of n + 1 points, in strides of T // (n + 1), the lowest is not evaluated (the DPM-Solver family in diffusers).')] = False
+    whole_strides: Annotated[bool, Field(description='every step ends T // n below where it begins, wherever the next begins (DDIM and PNDM in diffusers): `ddim` and `plms` step so; every other sampler steps to where the next begins.')] = False
+
+
+class Linspace(Section):
+    """n even points from T - 1 to 0; of a discrete schedule whole ones, unless `fractional` (Euler, Heun, LMS in diffusers)."""
+
+    type: Literal['linspace'] = 'linspace'
+    fractional: bool = False
+    drop_last: Annotated[bool, Field(description='see `Leading`.')] = False
+    whole_strides: Annotated[bool, Field(description='see `Leading`.')] = False
+
+
+class Quadratic(Section):
+    """Trailing in sqrt(t): dense near the data, where the solvers of second order and above need it."""
+
+    type: Literal['quadratic'] = 'quadratic'
+
+
+class Karras(Section):
+    """Even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5). See `_InRho` for the range."""
+
+    sigma_min: Annotated[float, Field(gt=0)] | None = None
+    sigma_max: Annotated[float, Field(gt=0)] | None = None
+    within: Leading | Linspace | Trailing | None = None
+    type: Literal['karras'] = 'karras'
+    rho: Annotated[float, Field(gt=0)] = 7.0
+
+
+class Exponential(Section):
+    """Even in log(sigma / alpha)."""
+
+    sigma_min: Annotated[float, Field(gt=0)] | None = None
+    sigma_max: Annotated[float, Field(gt=0)] | None = None
+    within: Leading | Linspace | Trailing | None = None
+    type: Literal['exponential'] = 'exponential'
+
+
+class Given(Section):
+    """The falling `timesteps` themselves, or the noise levels `sigmas`: sigma / alpha, on a rectified flow sigma."""
+
+    type: Literal['given'] = 'given'
+    timesteps: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+
+
+class CompVis(Section):
+    """The released code's DDIM steps, range(0, T, T // n) + 1, ending on timestep 0's noise level."""
+
+    type: Literal['compvis'] = 'compvis'
+
+
+class CompVisQuadratic(Section):
+    """The released code's `quad`: n points of t up to 0.8 T, even in sqrt(t), cut to whole numbers, + 1."""
+
+    type: Literal['compvis-quadratic'] = 'compvis-quadratic'
+
+
 class DdimSampler(Section):
     """Song et al. 2020, eq. 12: x_s = alpha_s x_0 + sqrt(sigma_s^2 - d^2) eps + d z, first order."""
 
-    eta: Annotated[float, Field(description="share of the posterior's standard deviation that is drawn anew each step: 0 is deterministic, 1 is DDPM.")] = 0.0
-    temperature: Annotated[float, Field(description='factor on the noise drawn.')] = 1.0
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`. `spacing="compvis"` is the released code\'s sampler, step for step.')] = 'trailing'
+    eta: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description="share of the posterior's standard deviation that is drawn anew each step: 0 is deterministic, 1 is DDPM.")] = 0.0
+    temperature: Annotated[Annotated[float, Field(ge=0.0)], Field(description='factor on the noise drawn.')] = 1.0
+    clipped_eps: Annotated[bool, Field(description="where the denoiser's x_0 is clipped, whether eps is that of the clipped x_0, or stays the network's own (False: diffusers' `DDIMScheduler` where it clips).")] = True
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`. `spacing="compvis"` is the released code\'s sampler, step for step.')] = 'trailing'
     clean: Annotated[bool, Field(description='see `make_grid`. `spacing="compvis"` is the released code\'s sampler, step for step.')] = True
 
 
 class DdpmSampler(Section):
     """Ho et al. 2020, algorithm 2, on any sub-sequence of timesteps; with steps = T it is the original."""
 
-    variance: Annotated[float, Field(description="0 takes the posterior's variance, 1 the forward process's beta, between mixes both (`v_posterior`).")] = 0.0
-    temperature: Annotated[float, Field(description='factor on the noise drawn.')] = 1.0
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`. No noise is added in a step that ends on the data.')] = 'trailing'
+    variance: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description="0 takes the posterior's variance, 1 the forward process's beta, between mixes both (`v_posterior`).")] = 0.0
+    temperature: Annotated[Annotated[float, Field(ge=0.0)], Field(description='factor on the noise drawn.')] = 1.0
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`. No noise is added in a step that ends on the data.')] = 'trailing'
     clean: Annotated[bool, Field(description='see `make_grid`. No noise is added in a step that ends on the data.')] = True
 
 
 class DeisSampler(Section):
     """x / alpha gains the integral of eps over rho = sigma / alpha, eps being a polynomial in log rho; one evaluation a step."""
 
-    order: Annotated[int, Field(description='how many values of eps are remembered, 1 (DDIM) to 3; the last steps have fewer where there are fewer than 15.')] = 3
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'quadratic'
+    order: Annotated[int, Field(description='how many values of eps are remembered, 1 (DDIM) to 3.')] = 3
+    lower_order_final: Annotated[bool, Field(description='the last steps are of lower order where there are fewer than 15.')] = True
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
 class DpmSolverSampler(Section):
     """Exponential integrator in lambda = log(alpha / sigma) of the noise prediction; one evaluation a step."""
 
-    order: Annotated[int, Field(description='1 (DDIM), 2 or 3; the last steps are of lower order where there are fewer than 15.')] = 2
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'quadratic'
+    order: Annotated[int, Field(description='1 (DDIM), 2 or 3.')] = 2
+    lower_order_final: Annotated[bool, Field(description='the last steps are of lower order where there are fewer than 15.')] = True
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
 class Dpmpp2mSampler(Section):
     """Lu et al. 2022b, algorithm 2: second order in lambda = log(alpha / sigma) on x_0; one evaluation a step."""
 
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'quadratic'
+    lower_order_final: Annotated[bool, Field(description='the last steps are of lower order where there are fewer than 15.')] = True
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
@@ -412,71 +492,90 @@ class Dpmpp2sSampler(Section):
     """Lu et al. 2022b, algorithm 1: each step goes by way of a point between, where x_0 is evaluated again."""
 
     paired: Annotated[bool, Field(description='see above.')] = False
-    eta: Annotated[float, Field(description="share of the ancestral step's noise; not with `paired`.")] = 0.0
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'quadratic'
+    eta: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description="share of the ancestral step's noise; not with `paired`.")] = 0.0
+    lower_order_final: Annotated[bool, Field(description='the last two of an even number of paired steps are of first order; always so if they end on the data.')] = True
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
 class DpmppSdeSampler(Section):
     """SDE-DPM-Solver++(2M), midpoint form: `dpmpp_2m` with fresh noise in every step; one evaluation a step."""
 
-    eta: Annotated[float, Field(description='strength of the noise; 0 is `dpmpp_2m`.')] = 1.0
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'quadratic'
+    eta: Annotated[Annotated[float, Field(ge=0.0)], Field(description='strength of the noise; 0 is `dpmpp_2m`.')] = 1.0
+    lower_order_final: Annotated[bool, Field(description='the last steps are of lower order where there are fewer than 15.')] = True
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
 class EulerSampler(Section):
     """First order in rho = sigma / alpha: without churn the same step as `ddim`'s."""
 
-    s_churn: Annotated[float, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 0.0
-    s_tmin: Annotated[float, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 0.0
-    s_tmax: Annotated[float | None, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = None
-    s_noise: Annotated[float, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 1.0
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'trailing'
+    s_churn: Annotated[Annotated[float, Field(ge=0.0)], Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 0.0
+    s_tmin: Annotated[Annotated[float, Field(ge=0.0)], Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 0.0
+    s_tmax: Annotated[Annotated[float, Field(ge=0.0)] | None, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = None
+    s_noise: Annotated[Annotated[float, Field(ge=0.0)], Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 1.0
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'trailing'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
 class EulerAncestralSampler(Section):
     """An Euler step in rho = sigma / alpha to below the next level, then noise up to it."""
 
-    eta: Annotated[float, Field(description='share of the noise; 0 is `euler`.')] = 1.0
-    s_noise: Annotated[float, Field(description='factor on the noise drawn.')] = 1.0
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'trailing'
+    eta: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description='share of the noise; 0 is `euler`.')] = 1.0
+    s_noise: Annotated[Annotated[float, Field(ge=0.0)], Field(description='factor on the noise drawn.')] = 1.0
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'trailing'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
 class HeunSampler(Section):
     """Second order: a step along the mean of the slopes at both its ends; n steps cost 2 n - 1 evaluations (2 n if not `clean`)."""
 
-    s_churn: Annotated[float, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 0.0
-    s_tmin: Annotated[float, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 0.0
-    s_tmax: Annotated[float | None, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = None
-    s_noise: Annotated[float, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 1.0
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'quadratic'
+    s_churn: Annotated[Annotated[float, Field(ge=0.0)], Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 0.0
+    s_tmin: Annotated[Annotated[float, Field(ge=0.0)], Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 0.0
+    s_tmax: Annotated[Annotated[float, Field(ge=0.0)] | None, Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = None
+    s_noise: Annotated[Annotated[float, Field(ge=0.0)], Field(description='how much noise each step adds first, for which rho (None: without an upper bound), and a factor on it: see `Churn`.')] = 1.0
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
+
+
+class LcmSampler(Section):
+    """Luo et al. 2023, algorithm 3: jump to x_0, noise it to the next level, again."""
+
+    original_steps: Annotated[int, Field(description='of the sampler that was distilled; the timesteps are among its own.')] = 50
+    timestep_scaling: Annotated[float, Field(description="factor on t in c_skip and c_out; 10 in the paper's code.")] = 10.0
 
 
 class LmsSampler(Section):
     """Adams-Bashforth for uneven steps in rho = sigma / alpha (on a rectified flow, in sigma); one evaluation a step."""
 
     order: Annotated[int, Field(description='how many slopes are remembered, 1 to 4; the first steps have fewer.')] = 4
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'quadratic'
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
 class PlmsSampler(Section):
     """DDIM steps along eps extrapolated from the last four; n steps cost n + 1 evaluations."""
 
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`. `spacing="compvis"` is the released code\'s sampler, step for step.')] = 'quadratic'
+    runge_kutta: Annotated[bool, Field(description="the first three steps are pseudo Runge-Kutta, of four evaluations each (the paper's own start, eq. 13; diffusers' `skip_prk_steps=False`).")] = False
+    extrapolate: Annotated[Literal['eps', 'v'], Field(description='what is extrapolated: eps, or v = alpha eps - sigma x_0, as diffusers does for `v_prediction`.')] = 'eps'
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`. `spacing="compvis"` is the released code\'s sampler, step for step.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`. `spacing="compvis"` is the released code\'s sampler, step for step.')] = True
+
+
+class TcdSampler(Section):
+    """Zheng et al. 2024, algorithm 4: each step goes below the next timestep, to (1 - eta) of it, and noise brings it up again."""
+
+    eta: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description="the paper's gamma, in [0, 1]: 0 is deterministic (DDIM), 1 jumps to timestep 0 and noises anew, as `lcm`.")] = 0.3
+    original_steps: Annotated[int, Field(description='of the sampler that was distilled; the timesteps are among its own.')] = 50
 
 
 class UnipcSampler(Section):
     """Zhao et al. 2023, algorithm 2, on x_0: each evaluation corrects the step that led to it, then predicts the next."""
 
-    order: Annotated[int, Field(description="1 to 3 of the predictor (the corrector's is one more); the last steps are of lower order.")] = 2
+    order: Annotated[int, Field(description="1 to 3 of the predictor (the corrector's is one more).")] = 2
     variant: Annotated[Literal['bh1', 'bh2'], Field(description="the paper's B(h): bh1 is h, bh2 is e^h - 1.")] = 'bh2'
-    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'], Field(description='see `make_grid`.')] = 'quadratic'
+    lower_order_final: Annotated[bool, Field(description='the last steps are of lower order, however many there are.')] = True
+    spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
 
@@ -484,6 +583,14 @@ class ConditioningGainMetric(Section):
     """For each slot, how much the held-out loss rises when its conditions are exchanged among the pictures."""
 
     draws: Annotated[int, Field(description="noises and timesteps a picture; the mean over them is the picture's loss.")] = 2
+
+
+class FidMetric(Section):
+    """The published FID: Inception's features of samples against held-out images or a reference."""
+
+    features: str = 'inception'
+    weights: str | None = None
+    reference: str | None = None
 
 
 class FidelityMetric(Section):
@@ -496,7 +603,15 @@ class FrechetMetric(Section):
     """Distance of the samples' features to those of held-out pictures, beside that of as many training pictures."""
 
     backbone: Annotated[str, Field(description='a timm model.')] = 'resnet10t'
-    weights: Annotated[Literal['random', 'pretrained'], Field(description="``random`` (seeded; says whether distributions differ, not how people see it) or ``pretrained`` (timm's, from its cache or the hub).")] = 'random'
+    weights: Annotated[str, Field(description="``random`` (seeded; says whether distributions differ, not how people see it), ``pretrained`` (timm's, from its cache or the hub), or a file.")] = 'random'
+    reference: Annotated[str | None, Field(description='as in `Distance`.')] = None
+
+
+class InceptionScoreMetric(Section):
+    """Inception score of the samples, beside that of held-out images."""
+
+    weights: Annotated[str | None, Field(description='of Inception, as in `fid`.')] = None
+    splits: Annotated[int, Field(description='parts that it is the mean over; as many as published: 10.')] = 10
 
 
 class JudgeMetric(Section):
@@ -505,10 +620,19 @@ class JudgeMetric(Section):
     count: Annotated[int, Field(description='samples to judge.')] = 512
 
 
-class LpipsMetric(Section):
-    """LPIPS of the generated pictures against the truth, beside bicubic and the autoencoder's bound."""
+class KidMetric(Section):
+    """Kernel Inception distance: the unbiased MMD of features, which needs fewer images than FID."""
 
-    net: Annotated[Literal['alex', 'vgg', 'squeeze'], Field(description='the backbone.')] = 'alex'
+    features: Annotated[str, Field(description='as in `fid`.')] = 'inception'
+    weights: Annotated[str | None, Field(description='as in `fid`.')] = None
+    subsets: Annotated[int, Field(description='pairs of so many images that it is the mean over.')] = 100
+    size: Annotated[int, Field(description='pairs of so many images that it is the mean over.')] = 1000
+
+
+class LpipsMetric(Section):
+    """LPIPS of the generated pictures against the truth, beside bicubic and the reconstruction."""
+
+    net: Annotated[Literal['alex', 'vgg', 'squeeze', 'efficientnet-lite0'], Field(description='the backbone.')] = 'alex'
     weights: Annotated[str, Field(description="``imagenet`` (torchvision's, from its cache or the network), ``random`` (seeded; orders pictures by structure, and is no LPIPS), or the path of a file.")] = 'random'
 
 
@@ -520,16 +644,32 @@ class NearestMetric(Section):
     quantile: Annotated[float, Field(description='a sample is called near when it is nearer than this share of the held-out pictures are.')] = 0.01
 
 
+class PrecisionRecallMetric(Section):
+    """Precision, recall, density and coverage of the samples in a space of features."""
+
+    features: Annotated[str, Field(description='as in `fid`.')] = 'inception'
+    weights: Annotated[str | None, Field(description='as in `fid`.')] = None
+    neighbours: Annotated[int, Field(description='k; 3 as published for precision and recall, 5 for density and coverage.')] = 3
+
+
 class PsnrMetric(Section):
-    """PSNR of the generated pictures against the truth, beside bicubic and the autoencoder's bound."""
+    """PSNR of the generated images against the truth, beside bicubic and the reconstruction."""
 
 
+
+
+class RFidMetric(Section):
+    """R-FID: Inception's features of held-out images after encoding and decoding, against the held-out images themselves."""
+
+    features: str = 'inception'
+    weights: str | None = None
+    reference: str | None = None
 
 
 class ReconstructionMetric(Section):
-    """PSNR, SSIM and LPIPS of held-out pictures after encoding and decoding."""
+    """PSNR, SSIM and LPIPS of held-out images after encoding and decoding; of a codebook its perplexity and codes in use."""
 
-    net: Annotated[Literal['alex', 'vgg', 'squeeze'], Field(description='of LPIPS; `weights` null leaves LPIPS out.')] = 'alex'
+    net: Annotated[Literal['alex', 'vgg', 'squeeze', 'efficientnet-lite0'], Field(description='of LPIPS; `weights` null leaves LPIPS out.')] = 'alex'
     weights: Annotated[str | None, Field(description='of LPIPS; `weights` null leaves LPIPS out.')] = 'random'
 
 
@@ -540,7 +680,7 @@ class SpectrumMetric(Section):
 
 
 class SsimMetric(Section):
-    """SSIM of the generated pictures against the truth, beside bicubic and the autoencoder's bound."""
+    """SSIM of the generated images against the truth, beside bicubic and the reconstruction."""
 
 
 
@@ -693,18 +833,25 @@ COMPONENTS: dict[str, dict[str, type[Section]]] = {
         "euler": EulerSampler,
         "euler-ancestral": EulerAncestralSampler,
         "heun": HeunSampler,
+        "lcm": LcmSampler,
         "lms": LmsSampler,
         "plms": PlmsSampler,
+        "tcd": TcdSampler,
         "unipc": UnipcSampler,
     },
     "metrics": {
         "conditioning-gain": ConditioningGainMetric,
+        "fid": FidMetric,
         "fidelity": FidelityMetric,
         "frechet": FrechetMetric,
+        "inception-score": InceptionScoreMetric,
         "judge": JudgeMetric,
+        "kid": KidMetric,
         "lpips": LpipsMetric,
         "nearest": NearestMetric,
+        "precision-recall": PrecisionRecallMetric,
         "psnr": PsnrMetric,
+        "r-fid": RFidMetric,
         "reconstruction": ReconstructionMetric,
         "spectrum": SpectrumMetric,
         "ssim": SsimMetric,

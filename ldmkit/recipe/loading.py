@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +20,22 @@ if TYPE_CHECKING:
 SUFFIXES = (".yaml", ".yml")
 
 
-def load(path_or_name: str | Path, overrides: Iterable[str] = (), *, registry: Registry | None = None) -> Recipe:
-    """Read a recipe file, or a bundled one by its name, with overrides such as `"train.steps=100"`.
+def load(
+    recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), *, registry: Registry | None = None
+) -> Recipe:
+    """Read a recipe file, a bundled one by its name, or a mapping of its keys, with overrides such as `"train.steps=100"`.
 
     With a `registry`, the options of components are validated too (this imports them), and their defaults written out.
     Raises RecipeError or PluginError listing every problem with its file, line and column.
     """
-    path = find(path_or_name)
-    document = _extended(path, ())
+    if isinstance(recipe, Mapping):
+        path, document = None, _on_top(Document(_plain(recipe)), Path("recipe"), None, ())
+    else:
+        path = find(recipe)
+        document = _extended(path, ())
     if isinstance(document.value, dict):
-        document.value.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "run")
+        stem = "run" if path is None else path.stem
+        document.value.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run")
         document = _overridden(document, list(overrides))
     return Recipe.parse(document, source=path, registry=registry)
 
@@ -87,6 +93,11 @@ def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
         document = parse_file(path)
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    return _on_top(document, resolved, path.parent, chain)
+
+
+def _on_top(document: Document, own: Path, beside: Path | None, chain: tuple[Path, ...]) -> Document:
+    """A document on top of what it extends: a file (relative to `beside`) or a bundled name."""
     if not isinstance(document.value, dict) or "extends" not in document.value:
         return document
     base = document.value.pop("extends")
@@ -94,15 +105,24 @@ def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
     if not isinstance(base, str):
         raise RecipeError("extends: expected a file or the name of a bundled recipe", where=where)
     try:
-        base_path = find(base, beside=path.parent)
+        base_path = find(base, beside=beside)
     except RecipeError as error:
         raise RecipeError(f"extends: {base}: {error.message}", where=where, hint=error.hint) from None
-    below = _extended(base_path, (*chain, resolved))
+    below = _extended(base_path, (*chain, own))
     if not isinstance(below.value, dict):
         raise RecipeError(f"extends: {base} is no mapping of keys", where=where)
     below.value.pop("name", None)  # a recipe that builds on another one is another run
     value = merged(below.value, document.value)
     return Document(value, {**below.marks, **document.marks})
+
+
+def _plain(value: Any) -> Any:
+    """A mapping as YAML would give it: dicts with names as keys, lists, paths as text. Numbers and text stay as they are."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def merged(base: Any, over: Any, path: KeyPath = ()) -> Any:

@@ -15,7 +15,7 @@ from ldmkit.recipe import components, dump
 from ldmkit.recipe.base import Section
 from ldmkit.recipe.checks import cross_checks
 from ldmkit.recipe.json_schema import json_schema
-from ldmkit.recipe.sections import Sections
+from ldmkit.recipe.sections import Denoiser, Sections
 from ldmkit.recipe.strict_yaml import Document, Mark
 
 if TYPE_CHECKING:
@@ -105,9 +105,12 @@ class Recipe(Sections):
         if self.dropout is not None:  # the table says it, and a rate beside it would say it twice
             for slot in value["conditioners"].values():
                 del slot["dropout"]
+        if self.alone:
+            for section in ("denoiser", "diffusion", "train", "conditioners", "dropout"):
+                value.pop(section, None)
         if self.autoencoder.from_ is not None:  # the trained one decides what the recipe leaves open
             value["autoencoder"] = self.autoencoder.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        if self.init is not None:
+        if self.init is not None and not self.alone:
             value["denoiser"] = self.denoiser.model_dump(mode="json", by_alias=True, exclude_unset=True)
             value["diffusion"] = self.diffusion.model_dump(mode="json", by_alias=True, exclude_unset=True)
         _shortened(value)
@@ -155,8 +158,10 @@ def _named(value: Any, path: tuple[str, ...]) -> Any:
 
 
 def _shortened(resolved: dict[str, Any]) -> None:
-    """An optimizer without options is its name."""
-    for stage in (resolved["train"], resolved["autoencoder"].get("train")):
+    """An optimizer without options is its name, and no extra loss is nothing to say."""
+    if not resolved["losses"]:
+        del resolved["losses"]
+    for stage in (resolved.get("train"), resolved["autoencoder"].get("train")):
         if stage and isinstance(named := stage.get("optimizer"), dict) and list(named) == ["type"]:
             stage["optimizer"] = named["type"]
 
@@ -193,6 +198,9 @@ def _validated(document: Document) -> tuple[Recipe | None, list[Problem]]:
     except ValidationError as error:
         return None, problems_of(error, raw, lambda path: keys_at(path, raw))
     recipe._document = document
+    if recipe.alone and "denoiser" not in recipe.model_fields_set:
+        # Nothing of it is trained, saved or shown; the model is put together all the same.
+        recipe.denoiser = Denoiser.model_validate({"channels": 8, "multipliers": [1], "blocks": 1, "attention": []})
     return recipe, []
 
 

@@ -116,11 +116,19 @@ class Guidance(Component):
     type: str = "plain"
 
 
+class Threshold(Section):
+    """Dynamic thresholding (Saharia et al. 2022): to the `quantile` of |x_0|, from 1 to `max`, divided by it."""
+
+    quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
+    max: Annotated[float, Field(ge=1.0)] = 1.0
+
+
 class Sample(Component):
     """How pictures are made at the end (`type` names a sampler), and by `ldmkit sample`.
 
     `guidance_options`: a method of guidance by name, or a mapping of `type` and options. `negative`: slot -> value that stands in
-    for the slot's null; for perp-neg a list of such mappings too.
+    for the slot's null; for perp-neg a list of such mappings too. `clip` bounds the predicted x_0, for models of pixels: true to
+    [-1, 1], a number r to [-r, r], a mapping by dynamic thresholding.
     """
 
     type: str = "ddim"
@@ -129,6 +137,7 @@ class Sample(Component):
     guidance: float | dict[str, float] | str = 1.0
     guidance_options: Guidance = Field(default_factory=Guidance)
     negative: dict[str, Any] | list[dict[str, Any]] | None = None
+    clip: bool | Above | Threshold | None = None
     seed: Count = 0
 
 
@@ -150,12 +159,17 @@ class Sections(Section):
     denoiser: Denoiser = Field(default_factory=Denoiser)
     diffusion: Diffusion = Field(default_factory=Diffusion)
     losses: dict[str, ExtraLoss] = Field(default_factory=dict)
-    train: Train
+    train: Train = Field(default_factory=lambda: Train.model_construct(steps=0))  # 0 can only be left out
     sample: Sample = Field(default_factory=Sample)
     evaluate: list[Metric] = Field(default_factory=list)
     runtime: Runtime = Field(default_factory=Runtime)
 
     _document: Document = PrivateAttr(default_factory=lambda: Document({}))
+
+    @property
+    def alone(self) -> bool:
+        """Whether the autoencoder alone is trained and judged: a recipe without `train`."""
+        return self.train.steps == 0
 
     @property
     def document(self) -> Document:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ldmkit.assembly import build
 from ldmkit.data import Dataset
-from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, write_pictures
+from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, new_folder, write_pictures
+from ldmkit.evaluation.store import FOLDER as EVALUATIONS
+from ldmkit.interop.diffusers.autoencoder_folder import load_autoencoder, save_autoencoder
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
@@ -33,6 +39,21 @@ def save_model(model: LatentDiffusion, state: TrainingState, folder: Path) -> No
     model.to(device)
 
 
+def save_autoencoder_alone(model: LatentDiffusion, folder: Path) -> None:
+    """The autoencoder in the run's directory `folder`, as `autoencoder.from` and `load_autoencoder` read it."""
+    target = folder / MODEL
+    if target.exists():
+        discard(target)
+    save_autoencoder(model.autoencoder, target)
+
+
+def autoencoder_alone(recipe: Recipe, registry: Registry, folder: Path) -> LatentDiffusion:
+    """The autoencoder of such a run, in a model whose denoiser nobody asks."""
+    model = build(recipe, registry)
+    model.autoencoder = load_autoencoder(folder / MODEL)
+    return model.eval()
+
+
 def evaluate_model(
     model: LatentDiffusion,
     data: tuple[Dataset, Dataset],
@@ -45,10 +66,11 @@ def evaluate_model(
 ) -> Results:
     """The figures and the pictures of a run in `folder`; `data` is what was trained on and what was held out.
 
+    They are kept in the next directory of ``evaluations/``, and ``evaluation.json`` is a copy of the newest.
     Raises Interrupted where a signal came: the next call begins the evaluation anew.
     """
     train, validation = data
-    metrics, count = _metrics(recipe, registry)
+    metrics, count = asked_metrics(recipe, registry)
     with console.progress("evaluation", total=max(len(metrics), 1)) as progress:
         evaluation = Evaluation(
             model,
@@ -56,19 +78,64 @@ def evaluate_model(
             validation,
             n=max(count, recipe.sample.count),
             seed=recipe.sample.seed,
+            alone=recipe.alone,
             progress=lambda what, done, total: progress.update(progress.done, f"{what} {done}/{total}"),
             check=lambda: stop.check("evaluating"),
         )
         results = evaluate(evaluation, metrics)
         progress.update(max(len(metrics), 1), " ")
-    pictures = write_pictures(evaluation, folder / "samples", count=recipe.sample.count)
-    results = replace(results, pictures=tuple(pictures))
-    results.save(folder / EVALUATION)
+    keep_older(folder)
+    place = new_folder(folder)
+    settings = {"weights": "ema", "step": trained_steps(recipe), "metrics": options_of(recipe)}
+    results = keep(results, evaluation, place, run=folder, count=recipe.sample.count, settings=settings)
+    shutil.copyfile(place / EVALUATION, folder / f".tmp-{EVALUATION}")
+    (folder / f".tmp-{EVALUATION}").replace(folder / EVALUATION)
     return results
 
 
-def _metrics(recipe: Recipe, registry: Registry) -> tuple[list[tuple[str, Metric]], int]:
+def keep_older(folder: Path) -> None:
+    """A run of an older version has its evaluation in ``evaluation.json`` alone: that is kept with the others."""
+    if (folder / EVALUATION).is_file() and not (folder / EVALUATIONS).is_dir():
+        shutil.copyfile(folder / EVALUATION, new_folder(folder) / EVALUATION)
+
+
+def keep(
+    results: Results,
+    evaluation: Evaluation,
+    place: Path,
+    *,
+    count: int,
+    settings: Mapping[str, Any],
+    run: Path | None = None,
+) -> Results:
+    """Writes an evaluation and its sheets into the directory `place`; returns it as written there.
+
+    Args:
+        run: the directory that the sheets' names are relative to; default: `place`.
+        count: rows on a sheet.
+        settings: what the figures depend on besides the sampling.
+    """
+    pictures = write_pictures(evaluation, place, count=count, run=run or place)
+    results = replace(results, pictures=pictures, settings=settings)
+    results.save(place / EVALUATION)
+    return results
+
+
+def trained_steps(recipe: Recipe) -> int:
+    """Of the last stage that is trained; 0 where a trained autoencoder is judged as it is."""
+    own = recipe.autoencoder.train
+    return recipe.train.steps if not recipe.alone else 0 if own is None else own.steps
+
+
+def options_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Metric -> its options, of what the recipe evaluates."""
+    return {entry.type: dict(entry.options) for entry in recipe.evaluate}
+
+
+def asked_metrics(recipe: Recipe, registry: Registry) -> tuple[list[tuple[str, Metric]], int]:
     """The recipe's metrics, and how many samples they want."""
     metrics = [(entry.type, registry.metrics.create(entry.type, entry.options)) for entry in recipe.evaluate]
+    if recipe.alone and not metrics:  # what else would an autoencoder alone be trained for
+        metrics = [("reconstruction", registry.metrics.create("reconstruction", {}))]
     wanted = [int(entry.options.get("count") or 0) for entry in recipe.evaluate]
     return metrics, max(wanted, default=0) or (EVALUATED if metrics else 0)

@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 import yaml
 
 from ldmkit.errors import LdmkitError, RecipeError, ResourceError
+from ldmkit.plugins import Registry
+from ldmkit.recipe import load as load_recipe
 from ldmkit.training.checkpointing.lock import Lock, unwritable
 from ldmkit.training.checkpointing.lock import now as now  # the time in every file of a run
 
@@ -145,13 +147,17 @@ class RunDirectory:
         folder = self.path / CHECKPOINTS
         return folder.is_dir() and any(folder.iterdir())
 
-    def check(self, resolved: Mapping[str, Any]) -> list[Difference]:
+    def check(self, resolved: Mapping[str, Any], registry: Registry | None = None) -> list[Difference]:
         """What differs from the recipe the run was started with; all of it is allowed.
+
+        A key that the version which began the run did not know counts as its default; with `registry`, also a plugin's.
 
         Raises:
             RecipeError: the model or the data changed; the keys and the ways out are named.
         """
         before = self.recipe() if self.begun else None
+        if before is not None:
+            before = _with_new_defaults(before, self.path / RECIPE, registry)
         found = differences(_without_learned(before, resolved), resolved) if before is not None else []
         if refused := [d for d in found if not d.allowed]:
             listed = "\n".join(f"    {difference}" for difference in refused)
@@ -183,6 +189,14 @@ class RunDirectory:
         self.write_status("interrupted" if exit_code > 128 else "failed", exit_code=exit_code, error=about)
 
 
+def longer_first_stage(steps: int, trained: int) -> RecipeError:
+    """What is said where the autoencoder is to be trained on, and the diffusion stage stands on it already."""
+    return RecipeError(
+        f"autoencoder.train.steps is {steps}, and the diffusion stage has begun on an autoencoder of {trained} steps",
+        hint="leave it at what it was, or train anew with --out DIR or --fresh",
+    )
+
+
 def read_status(path: Path) -> dict[str, Any]:
     """The ``status.json`` of a run, {} where there is none or half of one."""
     try:
@@ -203,6 +217,22 @@ def differences(before: Any, after: Any, key: str = "") -> list[Difference]:
     return [] if _plain(before) == _plain(after) else [Difference(key, before, after)]
 
 
+def _with_new_defaults(before: Mapping[str, Any], path: Path, registry: Registry | None) -> dict[str, Any]:
+    """`before`, the recipe in the file `path`, with the defaults of the keys that it does not have."""
+    try:
+        return _filled(before, load_recipe(path, registry=registry).resolved())
+    except LdmkitError:  # it is of another version, or a plugin of then is not here: compared as it stands
+        return dict(before)
+
+
+def _filled(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {**defaults, **value}
+    for key, inner in value.items():
+        if isinstance(inner, dict) and isinstance(defaults.get(key), dict):
+            filled[key] = _filled(inner, defaults[key])
+    return filled
+
+
 def _without_learned(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of a run without what its conditioners learned from the data, which nobody writes down."""
     slots = now.get("conditioners") or {}
@@ -210,7 +240,7 @@ def _without_learned(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
         name: {k: v for k, v in options.items() if v is None or name not in slots or slots[name].get(k) is not None}
         for name, options in (before.get("conditioners") or {}).items()
     }
-    return {**before, "conditioners": kept}
+    return {**before, "conditioners": kept} if "conditioners" in before else dict(before)
 
 
 def learned(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -51,9 +50,7 @@ def load(
     folder = Path(path).expanduser()
     is_run = (folder / RECIPE).is_file()
     if checkpoint is None and not (is_run and not (folder / "model" / "config.json").is_file()):
-        model = load_model(path, weights, without=without, registry=registry)
-        model.loader = partial(load, registry=registry)
-        return model
+        return load_model(path, weights, without=without, registry=registry, reader=load)
     if not is_run:
         raise UsageError(f"{path} is no run's directory, and only a run has checkpoints", hint="leave out `checkpoint`")
     if without:
@@ -106,7 +103,7 @@ def _checkpoint(folder: Path, which: Which) -> Checkpoint:
 def _model(folder: Path, found: Checkpoint, weights: str, registry: Registry | None) -> LatentDiffusion:
     """The model that the checkpoint's manifest describes, with its weights and those of the finished first stage."""
     from ldmkit import plugins
-    from ldmkit.assembly import plugin_files, require_parts, restore
+    from ldmkit.assembly import Reader, plugin_files, require_parts, restore
     from ldmkit.errors import CheckpointError
     from ldmkit.training.checkpointing.checkpoints import Checkpoints
 
@@ -124,5 +121,5 @@ def _model(folder: Path, found: Checkpoint, weights: str, registry: Registry | N
         if kept is not None:
             tensors |= {f"{prefix}.{key}": value for key, value in kept.tensors(prefix).items()}
     model = restore(config, tensors, registry, where=str(found.path))
-    model.loader = partial(load, registry=registry)
+    model.loader = Reader(registry.discovery, load)
     return model

@@ -15,7 +15,7 @@ from ldmkit.errors import LdmkitError, ResourceError
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.recipe import load as load_recipe
-from ldmkit.runs.directory import Difference, RunDirectory, now, read_status, versions
+from ldmkit.runs.directory import Difference, RunDirectory, longer_first_stage, now, read_status, versions
 from ldmkit.training.logging.console import Console, duration
 from ldmkit.training.parallel.launch import launched
 from ldmkit.training.parallel.ranks import Ranks
@@ -75,9 +75,15 @@ class Run:
         """The page to send to a colleague."""
         return self.path / "report.html"
 
+    def _repr_html_(self) -> str:
+        """State, figures, curve and newest images, for a notebook."""
+        from ldmkit.runs.notebook import page
+
+        return page(self.path, self.status)
+
 
 def run(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | str | Path | Mapping[str, Any],
     out: str | Path | None = None,
     *,
     fresh: bool = False,
@@ -88,7 +94,7 @@ def run(
     """Trains, samples, evaluates and reports what a recipe says; continues what was begun, and says so where all is done.
 
     Args:
-        recipe: a recipe, a file, or the name of a bundled one.
+        recipe: a recipe, a file, the name of a bundled one, or a mapping of its keys.
         out: the run's directory; default: ``runs/NAME``.
         fresh: start anew; a run that is there is renamed, nothing is deleted.
         accept_new_data: go on with data that changed since the run began; their order is another one.
@@ -112,11 +118,11 @@ def run(
             screen = Console(enabled=False)
         directory = RunDirectory(path, fresh=fresh, holder=ranks.first)
         ranks.decide(lambda: bool(stack.enter_context(directory)))
-        changed, finished = ranks.decide(lambda: _compared(directory, asked, ranks))
+        changed, finished = ranks.decide(lambda: _compared(directory, asked, ranks, registry))
         if directory.moved is not None:
             screen.note(f"the old run is now {directory.moved}")
         if finished:
-            _say_finished(screen, result)
+            _say_finished(screen, result, changed)
             return result
         for difference in changed:
             screen.note(f"  changed: {difference}")
@@ -125,7 +131,9 @@ def run(
     return result
 
 
-def _compared(directory: RunDirectory, recipe: Recipe, ranks: Ranks) -> tuple[list[Difference], bool]:
+def _compared(
+    directory: RunDirectory, recipe: Recipe, ranks: Ranks, registry: Registry
+) -> tuple[list[Difference], bool]:
     """What changed since the run began, and whether it is finished."""
     for section in ("train", "autoencoder.train"):
         settings = recipe.train if section == "train" else recipe.autoencoder.train
@@ -137,8 +145,12 @@ def _compared(directory: RunDirectory, recipe: Recipe, ranks: Ranks) -> tuple[li
                 "batch",
                 hint=f"`batch` is that of all processes together; {' or '.join(map(str, fits))} can be shared",
             )
-    changed = directory.check(recipe.resolved())
-    return changed, _finished(directory, recipe, changed)
+    changed = directory.check(recipe.resolved(), registry)
+    finished = _finished(directory, recipe, changed)
+    longer = next((d for d in changed if d.key == "autoencoder.train.steps" and d.now > (d.was or 0)), None)
+    if finished and longer is not None:
+        raise longer_first_stage(longer.now, longer.was)
+    return changed, finished
 
 
 def _whole(recipe: Recipe, registry: Registry) -> Recipe:
@@ -157,7 +169,13 @@ def _finished(directory: RunDirectory, recipe: Recipe, changed: list[Difference]
         return False
     if any(difference.key.split(".")[0] in ("sample", "evaluate") for difference in changed):
         return False
-    return int(status.get("done", 0)) >= recipe.train.steps
+    return int(status.get("done", 0)) >= steps_of(recipe)
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Of the last stage that is trained."""
+    own = recipe.autoencoder.train
+    return recipe.train.steps if not recipe.alone else 0 if own is None else own.steps
 
 
 def _begin(directory: RunDirectory, registry: Registry) -> None:
@@ -205,7 +223,7 @@ class _Work:
             raise failure from error
         if not self.ranks.first:
             return
-        done = result.recipe.train.steps
+        done = steps_of(result.recipe)
         self.directory.write_status("finished", stage=None, exit_code=0, done=done, seconds=seconds)
         try:
             _report(result.path)
@@ -217,12 +235,10 @@ class _Work:
     def _failed(self, failure: BaseException) -> None:
         code = failure.exit_code if isinstance(failure, LdmkitError | Interrupted) else 1
         self.directory.failed(failure, code)
+        if isinstance(failure, Interrupted):  # said once: by whoever shows the error
+            failure.continues, failure.elsewhere = True, not self.ranks.first
         if self.ranks.first:
             self.registry.run_finished(self.result, failure)
-        elif isinstance(failure, Interrupted):
-            failure.elsewhere = True
-        if isinstance(failure, Interrupted):
-            self.screen.note(f"{failure.message}; the same command continues")
 
     def _stages(self) -> tuple[float, list[str]]:
         """Their seconds, and the lines of the evaluation."""
@@ -278,24 +294,27 @@ def _translated(error: BaseException) -> BaseException:
     return error
 
 
-def _say_finished(screen: Console, result: Run) -> None:
+def _say_finished(screen: Console, result: Run, changed: list[Difference]) -> None:
     screen.note(f"{result.path} is finished: {result.report}")
+    for difference in changed:
+        screen.note(f"  without effect, as nothing is left to train: {difference}")
     screen.note("  more `train.steps` extend it; --fresh starts anew and renames this directory")
 
 
 def _say_end(screen: Console, result: Run, lines: list[str], seconds: float) -> None:
+    from ldmkit.evaluation import conclusion
+    from ldmkit.evaluation.next_commands import next_commands
+
     screen.note("")
-    for line in lines:
-        screen.note(f"  {line}")
+    for text in lines:
+        screen.note(f"  {text}")
+    if said := conclusion(result.results):
+        screen.note(f"  {said}")
     screen.note("")
     screen.note(f"done in {duration(seconds)}; everything is in {result.path}")
-    commands = [
-        (f"ldmkit sample {result.path} -n 4", "more pictures"),
-        (f"ldmkit evaluate {result.path}", "the figures again"),
-        (f"ldmkit export {result.path} --format hub --to DIR", "with a model card, to share"),
-    ]
     screen.table([("report", str(result.report)), ("samples", str(result.path / "samples"))])
     screen.note("next:")
-    width = max(len(command) for command, _ in commands)
-    for command, why in commands:
-        screen.note(f"  {command:<{width}}  # {why}")
+    commands = next_commands(str(result.path), result.recipe.resolved(), result.results)
+    width = max(len(line.command) for line in commands)
+    for line in commands:
+        screen.note(f"  {line.command:<{width}}  # {line.why}")

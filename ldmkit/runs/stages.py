@@ -15,14 +15,14 @@ from ldmkit import random
 from ldmkit.assembly import build, datasets, extra_losses, fit, learned_options
 from ldmkit.autoencoder import AutoencoderLoss, make_loss
 from ldmkit.data import Dataset
-from ldmkit.errors import DataError, RecipeError
+from ldmkit.errors import DataError
 from ldmkit.evaluation import Results
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.losses import AutoencoderTerm, DiffusionTerm, ExtraLosses
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, Train
-from ldmkit.runs.completion import evaluate_model, save_model
-from ldmkit.runs.directory import RunDirectory, learned
+from ldmkit.runs.completion import evaluate_model, save_autoencoder_alone, save_model
+from ldmkit.runs.directory import RunDirectory, learned, longer_first_stage
 from ldmkit.runs.pretrained import keep_frozen, start_trained
 from ldmkit.runs.previews import Previews
 from ldmkit.runs.summary import announce
@@ -44,6 +44,9 @@ from ldmkit.training.optim import Group, Made
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.probe import probe
 from ldmkit.training.stop import Stop
+from ldmkit.training.threads import Threads
+
+HELD_OUT = 2**28  # bytes of held-out samples that stay in memory: far more than any stage asks for
 
 
 @dataclass
@@ -80,6 +83,11 @@ class Stages:
         )
 
     @cached_property
+    def threads(self) -> Threads:
+        """How many of them each stage computes with."""
+        return Threads.of(self.directory.path, self.recipe.runtime.threads, self.runtime, self.ranks)
+
+    @cached_property
     def log(self) -> Log:
         """Where the numbers go."""
         if not self.ranks.first:
@@ -101,10 +109,13 @@ class Stages:
 
     @cached_property
     def data(self) -> tuple[Dataset, Dataset]:
-        """What is trained on, and what is held out."""
+        """What is trained on, and what is held out; a sample that is the same in every epoch is decoded and cut once."""
         train, validation = datasets(self.recipe, self.registry)
         train.listener = validation.listener = self.bad_samples
-        return (Remembered(train) if train.finite else train), validation
+        return (
+            Remembered(train) if train.finite else train,
+            Remembered(validation, largest=HELD_OUT) if validation.finite else validation,
+        )
 
     def checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
         """The checkpoints of a stage; leftovers of a process that died are removed."""
@@ -124,7 +135,7 @@ class Stages:
         """Everything that is not done yet."""
         self.ranks.check(self.stop)
         _ = self.runtime  # a device that is not there is said before the data are read
-        with self.log:
+        with self.threads, self.log:
             return self._execute()
 
     def _execute(self) -> Results:
@@ -138,13 +149,14 @@ class Stages:
         self.ranks.check(self.stop, "reading the data")
         self._probe(model, train)
         self._first_stage(model, train, validation)
-        cache = self._caching.latents(model, train)
+        cache = None if self.recipe.alone else self._caching.latents(model, train)
         self._calibrate(model, train, cache)
-        found = [own for own in (cache, self._caching.answers(model, train)) if own is not None]
-        state = self._second_stage(model, train, validation, Caches(found))
+        if self.recipe.alone:
+            self.ranks.decide(lambda: save_autoencoder_alone(model, folder))
+        else:
+            self._diffusion(model, train, validation, cache)
         if said := self.bad_samples.summary():
             self.console.note(f"note: {said}")
-        self.ranks.decide(lambda: save_model(model, state, folder))
         self.directory.write_status("running", stage="evaluation")
         return self.ranks.decide(
             lambda: evaluate_model(
@@ -157,6 +169,14 @@ class Stages:
                 stop=self.stop,
             )
         )
+
+    def _diffusion(
+        self, model: LatentDiffusion, train: Dataset, validation: Dataset, cache: latents.LatentCache | None
+    ) -> None:
+        """Stage two, and the model it ends with."""
+        found = [own for own in (cache, self._caching.answers(model, train)) if own is not None]
+        state = self._second_stage(model, train, validation, Caches(found))
+        self.ranks.decide(lambda: save_model(model, state, self.directory.path))
 
     def _remember_data(self, train: Dataset, validation: Dataset) -> None:
         def compared() -> tuple[Any, list[int | None]]:
@@ -228,12 +248,10 @@ class Stages:
         steps = 0 if settings is None else settings.steps
         if found is not None and found.step >= steps:
             model.autoencoder.load_state_dict(found.tensors("autoencoder"))
+            self.threads.resume(first.STAGE, found.step)  # with which what comes next, the latents, was computed too
             return
         if found is not None and self.checkpoints("diffusion").newest() is not None:
-            raise RecipeError(
-                f"autoencoder.train.steps is {steps}, and the diffusion stage has begun on an autoencoder of {found.step} steps",
-                hint="leave it at what it was, or train anew with --out DIR or --fresh",
-            )
+            raise longer_first_stage(steps, found.step)
         if settings is not None:
             checkpoints = self.checkpoints("autoencoder", settings.keep)
             self._say_resumed(checkpoints, "autoencoder")
@@ -255,6 +273,7 @@ class Stages:
                 ranks=self.ranks,
                 optimizer=self._optimizer(settings),
                 extra=extra_losses(self.recipe, self.registry, AutoencoderTerm, model),
+                threads=self.threads,
             )
         elif any(True for _ in model.autoencoder.parameters()) and not (
             self.recipe.autoencoder.from_ or self.recipe.init
@@ -297,6 +316,7 @@ class Stages:
                 scale=section.scale,
                 seed=self.recipe.seed,
                 cache=cache,
+                read=self.recipe.train.steps * self.recipe.train.batch,
                 runtime=self.runtime,
                 stop=self.stop,
                 ranks=self.ranks,
@@ -334,6 +354,7 @@ class Stages:
             ranks=self.ranks,
             shard=self.recipe.runtime.distributed == "fsdp",
             optimizer=self._optimizer(self.recipe.train),
+            threads=self.threads,
         )
         model.extra = ExtraLosses()  # they are no part of the trained model
         return state

@@ -40,8 +40,7 @@ def announce(
                 f"{recipe.data.type}, {train.size[0]}x{train.size[1]}: {_amount(train)}; held out: {_amount(held_out)}",
             ),
             ("autoencoder", f"{recipe.autoencoder.type}, {size(model.autoencoder)}, latents {_latents(model)}"),
-            ("conditioners", ", ".join(_slots(model)) or "none"),
-            ("denoiser", f"{size(model.denoiser)} (and {size(model.conditioners)} of conditioners)"),
+            *([] if recipe.alone else _second(model)),
             ("stages", ", then ".join(_stages(recipe))),
         ]
     )
@@ -80,7 +79,7 @@ def _latents(model: LatentDiffusion) -> str:
 
 
 def _few(recipe: Recipe, data: Dataset) -> list[str]:
-    stages = {"autoencoder.train": recipe.autoencoder.train, "train": recipe.train}
+    stages = {"autoencoder.train": recipe.autoencoder.train, "train": None if recipe.alone else recipe.train}
     larger = [
         f"{name}.batch {s.batch}" for name, s in stages.items() if s is not None and s.batch > (data.count or s.batch)
     ]
@@ -95,10 +94,18 @@ def _slots(model: LatentDiffusion) -> list[str]:
     return [f"{name} ({slot.type}, {slot.origin.get('distribution', 'here')})" for name, slot in model.slots.items()]
 
 
+def _second(model: LatentDiffusion) -> list[tuple[str, str]]:
+    return [
+        ("conditioners", ", ".join(_slots(model)) or "none"),
+        ("denoiser", f"{size(model.denoiser)} (and {size(model.conditioners)} of conditioners)"),
+    ]
+
+
 def _stages(recipe: Recipe) -> list[str]:
     own = recipe.autoencoder.train
     first = [] if own is None else [f"autoencoder {own.steps} steps of {own.batch}"]
-    return [*first, f"diffusion {recipe.train.steps} steps of {recipe.train.batch}", "evaluation"]
+    second = [] if recipe.alone else [f"diffusion {recipe.train.steps} steps of {recipe.train.batch}"]
+    return [*first, *second, "evaluation"]
 
 
 def _stand_ins(recipe: Recipe) -> list[str]:

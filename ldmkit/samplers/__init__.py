@@ -6,6 +6,7 @@ One page each; their keyword-only arguments are what a recipe's `sample` section
 Inpainting, guidance and the like wrap the denoiser; `img2img` wraps the sampler.
 """
 
+from ldmkit.samplers.clipping import Clip, clipped
 from ldmkit.samplers.contract import Callback, Generators, Sampler, predict
 from ldmkit.samplers.ddim import ddim
 from ldmkit.samplers.ddpm import ddpm
@@ -16,23 +17,29 @@ from ldmkit.samplers.dpmpp_2s import dpmpp_2s
 from ldmkit.samplers.dpmpp_sde import dpmpp_sde
 from ldmkit.samplers.euler import euler
 from ldmkit.samplers.euler_ancestral import euler_ancestral
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.heun import heun
 from ldmkit.samplers.img2img import img2img
 from ldmkit.samplers.interpolation import slerp
 from ldmkit.samplers.inversion import invert
+from ldmkit.samplers.lcm import lcm
 from ldmkit.samplers.lms import lms
 from ldmkit.samplers.masking import masked
 from ldmkit.samplers.plms import plms
 from ldmkit.samplers.repaint import repaint
+from ldmkit.samplers.spacing import SPACINGS, Spacing, spacing_of
+from ldmkit.samplers.tcd import tcd
 from ldmkit.samplers.unipc import unipc
 
 __all__ = [
+    "SPACINGS",
     "Callback",
+    "Clip",
     "Generators",
     "Grid",
     "Sampler",
     "Spacing",
+    "clipped",
     "ddim",
     "ddpm",
     "deis",
@@ -45,6 +52,7 @@ __all__ = [
     "heun",
     "img2img",
     "invert",
+    "lcm",
     "lms",
     "make_grid",
     "masked",
@@ -52,5 +60,7 @@ __all__ = [
     "predict",
     "repaint",
     "slerp",
+    "spacing_of",
+    "tcd",
     "unipc",
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from ldmkit.diffusion import X0Predictor
@@ -17,6 +19,9 @@ from ldmkit.samplers.grid import Grid
 Sampler = Callable[..., Tensor]
 # callback(steps done, steps in all, x (b, c, h, w) after the step, the x_0 predicted in it)
 Callback = Callable[[int, int, Tensor, Tensor], None]
+# Ranges of options: what a recipe or `sample` gives is checked by them.
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 # One a row, on the CPU; a deterministic sampler takes them and draws nothing.
 Generators = Sequence[Generator] | None
 
@@ -52,10 +57,13 @@ def noise_of(x: Tensor, generators: Generators) -> Tensor:
     return normal(generators, x.shape[1:]).to(x)
 
 
-def order_at(i: int, grid: Grid, order: int) -> int:
-    """The order of step `i` of a multistep solver: what is remembered allows, lower at the end of few steps or on the data."""
+def order_at(i: int, grid: Grid, order: int, lower_order_final: bool) -> int:
+    """The order of step `i` of a multistep solver: what is remembered allows, 1 in the step that ends on the data.
+
+    `lower_order_final`: also falling to 1 at the end of fewer than 15 steps.
+    """
     left = len(grid) - i
-    if len(grid) < 15:
+    if lower_order_final and len(grid) < 15:
         order = min(order, left)
     elif left == 1 and grid.clean:
         order = 1

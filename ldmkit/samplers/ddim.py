@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.clipping import Clipped
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, begin, noise_of, predict
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -20,8 +22,9 @@ def ddim(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    eta: float = 0.0,
-    temperature: float = 1.0,
+    eta: Share = 0.0,
+    temperature: NotNegative = 1.0,
+    clipped_eps: bool = True,
     spacing: Spacing = "trailing",
     clean: bool = True,
     generators: Generators = None,
@@ -35,6 +38,8 @@ def ddim(
         steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself.
         eta: share of the posterior's standard deviation that is drawn anew each step: 0 is deterministic, 1 is DDPM.
         temperature: factor on the noise drawn.
+        clipped_eps: where the denoiser's x_0 is clipped, whether eps is that of the clipped x_0, or stays the network's own
+            (False: diffusers' `DDIMScheduler` where it clips).
         spacing, clean: see `make_grid`. `spacing="compvis"` is the released code's sampler, step for step.
         generators: one a row; needed for eta > 0.
         callback: see `Callback`.
@@ -42,13 +47,19 @@ def ddim(
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
     grid = make_grid(schedule, steps, spacing, clean=clean)
+    network, bound = denoiser, None
+    if isinstance(denoiser, Clipped) and not clipped_eps:
+        network, bound = denoiser.unbounded, denoiser.bound
     x = begin(noise, grid)
     for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+        x0 = predict(network, x, t)
         eps = (x - grid.alpha[i] * x0) / grid.sigma[i]
+        if bound:
+            x0 = bound(x0)
+        alpha, sigma, log_snr = grid.end(i)
         # eta sigma_s sqrt(1 - SNR_t / SNR_s), the posterior's standard deviation on any schedule
-        spread = eta * grid.sigma[i + 1] * math.sqrt(-math.expm1(grid.log_snr[i] - grid.log_snr[i + 1]))
-        x = grid.alpha[i + 1] * x0 + math.sqrt(max(grid.sigma[i + 1] ** 2 - spread**2, 0.0)) * eps
+        spread = eta * sigma * math.sqrt(-math.expm1(grid.log_snr[i] - log_snr))
+        x = alpha * x0 + math.sqrt(max(sigma**2 - spread**2, 0.0)) * eps
         if spread:
             x = x + temperature * spread * noise_of(x, generators)
         if callback:

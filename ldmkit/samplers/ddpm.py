@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, begin, noise_of, predict
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -20,8 +21,8 @@ def ddpm(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    variance: float = 0.0,
-    temperature: float = 1.0,
+    variance: Share = 0.0,
+    temperature: NotNegative = 1.0,
     spacing: Spacing = "trailing",
     clean: bool = True,
     generators: Generators = None,

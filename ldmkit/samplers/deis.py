@@ -11,7 +11,8 @@ from torch import Tensor
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, begin, order_at, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -23,6 +24,7 @@ def deis(
     steps: int | Grid,
     *,
     order: int = 3,
+    lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
@@ -36,7 +38,8 @@ def deis(
         denoiser: (x_t, t) -> x_0.
         noise: (b, c, h, w), unit normal.
         steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself.
-        order: how many values of eps are remembered, 1 (DDIM) to 3; the last steps have fewer where there are fewer than 15.
+        order: how many values of eps are remembered, 1 (DDIM) to 3.
+        lower_order_final: the last steps are of lower order where there are fewer than 15.
         spacing, clean: see `make_grid`.
         generators: not used; the sampler is deterministic.
         callback: see `Callback`.
@@ -52,7 +55,7 @@ def deis(
         x0 = predict(denoiser, x, t)
         history = [(x - grid.alpha[i] * x0) / grid.sigma[i], *history[:2]]
         x = grid.alpha[i + 1] * x0 + grid.sigma[i + 1] * history[0]
-        used = order_at(i, grid, order)
+        used = order_at(i, grid, order, lower_order_final)
         if used > 1:
             weights = _weights([grid.lam(i) - grid.lam(i - k) for k in range(used)], grid.lam(i + 1) - grid.lam(i))
             for weight, old in zip(weights[1:], history[1:used], strict=True):

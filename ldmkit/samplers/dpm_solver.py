@@ -10,7 +10,8 @@ from torch import Tensor
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, begin, order_at, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -22,6 +23,7 @@ def dpm_solver(
     steps: int | Grid,
     *,
     order: int = 2,
+    lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
@@ -35,7 +37,8 @@ def dpm_solver(
         denoiser: (x_t, t) -> x_0.
         noise: (b, c, h, w), unit normal.
         steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself.
-        order: 1 (DDIM), 2 or 3; the last steps are of lower order where there are fewer than 15.
+        order: 1 (DDIM), 2 or 3.
+        lower_order_final: the last steps are of lower order where there are fewer than 15.
         spacing, clean: see `make_grid`.
         generators: not used; the sampler is deterministic.
         callback: see `Callback`.
@@ -51,7 +54,7 @@ def dpm_solver(
         x0 = predict(denoiser, x, t)
         history = [(x - grid.alpha[i] * x0) / grid.sigma[i], *history[:2]]
         x = grid.alpha[i + 1] * x0 + grid.sigma[i + 1] * history[0]
-        x = x + _correction(history[: order_at(i, grid, order)], grid, i)
+        x = x + _correction(history[: order_at(i, grid, order, lower_order_final)], grid, i)
         if callback:
             callback(i + 1, len(grid), x, x0)
     return x

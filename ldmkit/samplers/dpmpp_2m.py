@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.contract import Callback, Generators, begin, order_at, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -20,6 +21,7 @@ def dpmpp_2m(
     schedule: Schedule,
     steps: int | Grid,
     *,
+    lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
@@ -30,8 +32,9 @@ def dpmpp_2m(
     Args:
         denoiser: (x_t, t) -> x_0.
         noise: (b, c, h, w), unit normal.
-        steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself. The last is of first order where it ends on
-            the data, or where there are fewer than 15.
+        steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself. A last one that ends on the data is of
+            first order.
+        lower_order_final: the last steps are of lower order where there are fewer than 15.
         spacing, clean: see `make_grid`.
         generators: not used; the sampler is deterministic.
         callback: see `Callback`.
@@ -45,7 +48,7 @@ def dpmpp_2m(
         x0 = predict(denoiser, x, t)
         h = grid.lam(i + 1) - grid.lam(i)
         ahead = x0
-        if order_at(i, grid, 2) == 2:
+        if order_at(i, grid, 2, lower_order_final) == 2:
             ahead = x0 + h / (2 * (grid.lam(i) - grid.lam(i - 1))) * (x0 - before)
         x = grid.sigma[i + 1] / grid.sigma[i] * x - grid.alpha[i + 1] * math.expm1(-h) * ahead
         before = x0

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, ancestral, begin, noise_of, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.contract import Callback, Generators, Share, ancestral, begin, noise_of, predict
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -21,7 +22,8 @@ def dpmpp_2s(
     steps: int | Grid,
     *,
     paired: bool = False,
-    eta: float = 0.0,
+    eta: Share = 0.0,
+    lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
@@ -41,6 +43,7 @@ def dpmpp_2s(
         steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself.
         paired: see above.
         eta: share of the ancestral step's noise; not with `paired`.
+        lower_order_final: the last two of an even number of paired steps are of first order; always so if they end on the data.
         spacing, clean: see `make_grid`.
         generators: one a row; needed for eta > 0.
         callback: see `Callback`.
@@ -50,7 +53,7 @@ def dpmpp_2s(
     grid = make_grid(schedule, steps, spacing, clean=clean)
     x = begin(noise, grid)
     if paired:
-        return _paired(denoiser, x, grid, callback)
+        return _paired(denoiser, x, grid, lower_order_final or grid.clean, callback)
     for i, t in enumerate(grid.timesteps):
         x0 = ahead = predict(denoiser, x, t)
         down, up = ancestral(grid, i, eta)
@@ -71,14 +74,14 @@ def dpmpp_2s(
     return x
 
 
-def _paired(denoiser: X0Predictor, x: Tensor, grid: Grid, callback: Callback | None) -> Tensor:
+def _paired(denoiser: X0Predictor, x: Tensor, grid: Grid, lower: bool, callback: Callback | None) -> Tensor:
     i = 0
     while i < len(grid):
         x0 = predict(denoiser, x, grid.timesteps[i])
         between = _step(x, x0, grid, i, i + 1)
         if callback:
             callback(i + 1, len(grid), between, x0)
-        if i + 2 < len(grid):
+        if i + 2 < len(grid) or (i + 2 == len(grid) and not lower):
             ahead = predict(denoiser, between, grid.timesteps[i + 1])
             ratio = (grid.lam(i + 2) - grid.lam(i)) / (grid.lam(i + 1) - grid.lam(i))
             x = _step(x, x0 + 0.5 * ratio * (ahead - x0), grid, i, i + 2)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, order_at, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, begin, noise_of, order_at, predict
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -20,7 +21,8 @@ def dpmpp_sde(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    eta: float = 1.0,
+    eta: NotNegative = 1.0,
+    lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
@@ -35,6 +37,7 @@ def dpmpp_sde(
         noise: (b, c, h, w), unit normal.
         steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself.
         eta: strength of the noise; 0 is `dpmpp_2m`.
+        lower_order_final: the last steps are of lower order where there are fewer than 15.
         spacing, clean: see `make_grid`.
         generators: one a row; needed for eta > 0.
         callback: see `Callback`.
@@ -47,7 +50,7 @@ def dpmpp_sde(
     for i, t in enumerate(grid.timesteps):
         ahead = x0 = predict(denoiser, x, t)
         h = grid.lam(i + 1) - grid.lam(i)
-        if order_at(i, grid, 2) == 2:
+        if order_at(i, grid, 2, lower_order_final) == 2:
             ahead = x0 + h / (2 * (grid.lam(i) - grid.lam(i - 1))) * (x0 - before)
         if grid.sigma[i + 1] == 0:
             x = ahead

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.churn import Churn
-from ldmkit.samplers.contract import Callback, Generators, begin, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, begin, predict
+from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.ode_coordinates import Frame
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -20,10 +21,10 @@ def euler(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float | None = None,
-    s_noise: float = 1.0,
+    s_churn: NotNegative = 0.0,
+    s_tmin: NotNegative = 0.0,
+    s_tmax: NotNegative | None = None,
+    s_noise: NotNegative = 1.0,
     spacing: Spacing = "trailing",
     clean: bool = True,
     generators: Generators = None,

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, ancestral, begin, noise_of, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, ancestral, begin, noise_of, predict
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -18,8 +19,8 @@ def euler_ancestral(
     schedule: Schedule,
     steps: int | Grid,
     *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
+    eta: Share = 1.0,
+    s_noise: NotNegative = 1.0,
     spacing: Spacing = "trailing",
     clean: bool = True,
     generators: Generators = None,

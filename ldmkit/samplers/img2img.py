@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch import Tensor
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, Sampler
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -51,7 +53,7 @@ def img2img(
     if taken < 1:
         raise UsageError(
             f"strength {strength:g} of {len(grid)} steps leaves no step to take",
-            hint=f"take more steps, or a strength of at least {1 / len(grid):g}",
+            hint=f"take more steps, or a strength of at least {math.ceil(1e4 / len(grid)) / 1e4:g}",
         )
     tail = grid.tail(len(grid) - taken)
     noisy = tail.alpha[0] * latents + tail.sigma[0] * noise

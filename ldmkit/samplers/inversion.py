@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -39,7 +42,8 @@ def invert(
     """
     if iterations < 1:
         raise UsageError(f"inversion with {iterations} iterations a step: at least 1 is needed")
-    grid = make_grid(schedule, steps, spacing, clean=clean)
+    # Back from node to node: DDIM's whole strides leave gaps between them, which nothing inverts.
+    grid = dataclasses.replace(make_grid(schedule, steps, spacing, clean=clean), ends=None)
     x = latents if latents.dtype == torch.float64 else latents.float()
     for i in range(len(grid) - 1, -1, -1):
         above = x

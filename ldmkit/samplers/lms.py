@@ -9,8 +9,9 @@ from torch import Tensor
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, begin, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.ode_coordinates import Frame
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -28,6 +29,8 @@ def lms(
     callback: Callback | None = None,
 ) -> Tensor:
     """Adams-Bashforth for uneven steps in rho = sigma / alpha (on a rectified flow, in sigma); one evaluation a step.
+
+    While x is noise alone (zero terminal SNR, the first levels of `sqrt`) the steps are Euler's: memory begins after it.
 
     Args:
         denoiser: (x_t, t) -> x_0.
@@ -48,7 +51,8 @@ def lms(
     slopes: list[Tensor] = []
     for i, t in enumerate(grid.timesteps):
         x0 = predict(denoiser, x, t)
-        slopes = [frame.slope(x, x0, i), *slopes[: order - 1]]
+        # Nodes of noise alone lie on one another: no slope between them is remembered.
+        slopes = [frame.slope(x, x0, i), *([] if grid.pure_at(i) else slopes[: order - 1])]
         weights = _weights([frame.position(j) for j in range(i, i - len(slopes), -1)], frame.position(i + 1))
         x = frame.euler(x, x0, i)
         for weight, slope in zip(weights[1:], slopes[1:], strict=True):

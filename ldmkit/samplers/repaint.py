@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
-from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.contract import Callback, Generators, Share, begin, noise_of, predict
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
@@ -26,7 +27,7 @@ def repaint(
     mask: Tensor,
     jump: int = 10,
     resample: int = 10,
-    eta: float = 1.0,
+    eta: Share = 1.0,
     spacing: Spacing = "trailing",
     clean: bool = True,
     generators: Generators = None,

@@ -12,7 +12,8 @@ from torch import Tensor
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, begin, predict
-from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.grid import Grid, make_grid
+from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 Variant = Literal["bh1", "bh2"]
@@ -27,6 +28,7 @@ def unipc(
     *,
     order: int = 2,
     variant: Variant = "bh2",
+    lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
@@ -38,8 +40,9 @@ def unipc(
         denoiser: (x_t, t) -> x_0.
         noise: (b, c, h, w), unit normal.
         steps: how many, 1 to T, or a `Grid`, which says `spacing` and `clean` itself.
-        order: 1 to 3 of the predictor (the corrector's is one more); the last steps are of lower order.
+        order: 1 to 3 of the predictor (the corrector's is one more).
         variant: the paper's B(h): bh1 is h, bh2 is e^h - 1.
+        lower_order_final: the last steps are of lower order, however many there are.
         spacing, clean: see `make_grid`.
         generators: not used; the sampler is deterministic.
         callback: see `Callback`.
@@ -57,7 +60,8 @@ def unipc(
         if i > 0:
             x = _step(start, history, grid, i - 1, used, variant, arrived=x0)
         history = [x0, *history[:2]]
-        used = min(order, i + 1, len(grid) - i)
+        last = i + 1 == len(grid) and grid.clean
+        used = 1 if last else min(order, i + 1, len(grid) - i if lower_order_final else order)
         start, x = x, _step(x, history, grid, i, used, variant, arrived=None)
         if callback:
             callback(i + 1, len(grid), x, x0)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ldmkit.conditioning import Canvas, Conditioning, Tensors
-from ldmkit.testing.subject import PORTS, Subject, painted, ports, prepare, said, same
+from ldmkit.conditioning.contract import fault_of, number_fault
+from ldmkit.testing.subject import Subject, painted, ports, prepare, said, same
 
 
 def check_encode(subject: Subject) -> None:
@@ -29,76 +30,14 @@ def check_null(subject: Subject) -> None:
 
 
 def check_answer(subject: Subject, answer: Conditioning, canvas: Canvas, rows: int, who: str) -> None:
-    """Ports, shapes, type, place and numbers of one answer."""
-    emits = subject.conditioner.emits
-    where = f"{who} on {painted(canvas)}"
-    for port in PORTS:
-        value, width = getattr(answer, port), getattr(emits, port)
-        if (value is not None) != (width > 0):
-            what = "returned no" if value is None else "returned"
-            subject.fail(
-                f"{where} {what} {port}, and emits is {emits}", "Answer on every port in `emits`, and on no other"
-            )
-        if value is None:
-            continue
-        _check_shape(subject, port, value, canvas, rows, where)
-        if value.dtype != canvas.dtype:
-            subject.fail(
-                f"{where} returned {port} in {str(value.dtype)[6:]}; the canvas is {str(canvas.dtype)[6:]}",
-                "Convert with .to(canvas.dtype); name no dtype",
-            )
-        if value.device.type != canvas.device.type:
-            subject.fail(
-                f"{where} returned {port} on {value.device}",
-                "Make new tensors with `canvas.zeros` or device=canvas.device",
-            )
-        if value.device.type != "meta" and not bool(value.isfinite().all()):
-            subject.fail(
-                f"{where} returned {port} with NaN or infinite values", "Look for a division by 0 or a log of 0"
-            )
-    _check_mask(subject, answer, where)
+    """Ports, shapes, type, place, mask and numbers of one answer, as training and sampling check them."""
+    fault = fault_of(answer, subject.conditioner.emits, canvas, rows, null=who == "null") or number_fault(answer)
+    if fault is not None:
+        subject.fail(f"{who} on {painted(canvas)} returned {fault.text}", _sentence(fault.remedy))
 
 
-def _check_shape(subject: Subject, port: str, value: Tensor, canvas: Canvas, rows: int, where: str) -> None:
-    emits = subject.conditioner.emits
-    given = tuple(value.shape)
-    if port == "concat":
-        expected: tuple[Any, ...] = (rows, emits.concat, *canvas.grid)
-        remedy = "Resize spatial input to `canvas.grid`, whatever it is (F.interpolate(x, canvas.grid)); the width is in `emits`"
-    elif port == "vector":
-        expected, remedy = (rows, emits.vector), "The width is what `emits` says"
-    else:
-        expected, remedy = (
-            (rows, "length", emits.tokens),
-            "Tokens are (batch, length, width); the width is what `emits` says",
-        )
-    if len(given) != len(expected) or any(isinstance(e, int) and e != g for e, g in zip(expected, given, strict=True)):
-        if where.startswith("null"):
-            remedy = "The null is ONE row, on the same ports and of the same width as what `encode` answers"
-        shape = ", ".join(map(str, expected))
-        subject.fail(f"{where} returned {port} of shape {given}; ({shape}) is needed", remedy)
-    if port == "tokens" and (given[1] < 1 or (emits.length and given[1] > emits.length)):
-        subject.fail(
-            f"{where} returned {given[1]} tokens; emits says length={emits.length}",
-            "Emit at least 1, and at most `length`",
-        )
-
-
-def _check_mask(subject: Subject, answer: Conditioning, where: str) -> None:
-    mask = answer.mask
-    if mask is None:
-        return
-    if answer.tokens is None or mask.shape != answer.tokens.shape[:2] or mask.dtype != torch.bool:
-        tokens = "no tokens" if answer.tokens is None else f"tokens {tuple(answer.tokens.shape)}"
-        subject.fail(
-            f"{where} returned a mask {tuple(mask.shape)} of {str(mask.dtype)[6:]} beside {tokens}",
-            "The mask is bool, (batch, length) of the tokens",
-        )
-    if mask.device.type != "meta" and not bool(mask.any(1).all()):
-        subject.fail(
-            f"{where} returned a mask with a row that attends to nothing (all False)",
-            "True means attend (is the mask inverted?), and every row keeps at least one True, the empty input's too",
-        )
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def check_mask(subject: Subject) -> None:
@@ -135,7 +74,8 @@ def check_empty(subject: Subject) -> None:
                         f"encode returned {port} with NaN or infinite values for an empty {name} ({_word(empty)})",
                         "Look for a mean over nothing or a division by 0, or refuse it in `prepare` with a ValueError",
                     )
-            _check_mask(subject, answer, f"encode of an empty {name}")
+            if fault := number_fault(answer):
+                subject.fail(f"encode of an empty {name} returned {fault.text}", _sentence(fault.remedy))
 
 
 def _prepared(subject: Subject, sample: Mapping[str, Any], name: str) -> Tensors | None:

@@ -16,6 +16,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     declaration.check_fields,
     declaration.check_options,
     declaration.check_ports,
+    declaration.check_state,
     declaration.check_fit,
     declaration.check_foreign,
     preparation.check_missing_field,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from typing import Any
 
-from ldmkit.conditioning import RESERVED, Conditioner, ForeignStage, Ports
+from ldmkit.conditioning import RESERVED, Conditioner, ForeignStage, Ports, checks
 from ldmkit.errors import LdmkitError, PluginError
 from ldmkit.plugins import options
 from ldmkit.testing.subject import Subject, said
@@ -53,6 +52,14 @@ def check_ports(subject: Subject) -> None:
         or not emits.tokens + emits.vector + emits.concat
     ):
         subject.fail(f"emits is {emits}", "At least one port is wider than 0, and none is negative")
+
+
+def check_state(subject: Subject) -> None:
+    """Its state is tensors of known shapes, which is what a checkpoint holds."""
+    try:
+        checks.check_state("it", subject.conditioner)
+    except PluginError as error:
+        subject.fail(error.message, error.hint or "Register tensors as buffers")
 
 
 def check_fit(subject: Subject) -> None:
@@ -112,9 +119,7 @@ def recorded_options(conditioner: Conditioner) -> dict[str, Any] | None:
 
 
 def derived_arguments(conditioner: Conditioner) -> dict[str, Any]:
-    """Parameters annotated `LatentSpec`, with the kit's latent space."""
+    """Parameters annotated `LatentSpec`, filled with the kit's latent space as `build` fills them with the model's."""
     from ldmkit.testing.subject import LATENT
 
-    parameters = inspect.signature(type(conditioner).__init__).parameters
-    names = options.derived(type(conditioner))
-    return {name: LATENT for name in names if parameters[name].default is inspect.Parameter.empty}
+    return dict.fromkeys(options.derived(type(conditioner)), LATENT)

@@ -108,7 +108,7 @@ def check_denoiser(
         options: of its constructor.
         grids: (h, w) of latents, in units of its `reduction`.
 
-    What is checked: options; shapes and dtype; that every input matters and masked tokens do not; rows that do not depend on their
+    What is checked: options; shapes and dtype; that every input matters and masked tokens do not; that no row depends on its
     batch; determinism; gradients; `blocks()` and `layer(name)`; checkpointing; weights saved and loaded; meta builds.
     """
     if not (isinstance(kind, type) and issubclass(kind, Denoiser)):

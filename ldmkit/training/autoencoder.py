@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit import random
-from ldmkit.autoencoder import Autoencoder, AutoencoderLoss
+from ldmkit.autoencoder import Autoencoder, AutoencoderLoss, Reconstruction
 from ldmkit.autoencoder.alarms import Alarms, Movement
 from ldmkit.conditioning import Batch, ConditionerSet
 from ldmkit.data import Dataset
-from ldmkit.losses import AutoencoderPass, ExtraLosses
+from ldmkit.losses import ExtraLosses
 from ldmkit.training.batches import held_out, training_batches
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.checkpointing.state import TrainingState
@@ -26,6 +26,7 @@ from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.periodic import Between, give_up
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop
+from ldmkit.training.threads import Threads, undone
 
 if TYPE_CHECKING:
     from ldmkit.recipe import AutoencoderTrain
@@ -50,6 +51,7 @@ def train_autoencoder(
     ranks: Ranks | None = None,
     optimizer: Made | None = None,
     extra: ExtraLosses | None = None,
+    threads: Threads | None = None,
 ) -> TrainingState:
     """Trains the autoencoder up to `settings.steps`, from the newest checkpoint on; it ends frozen, with its average weights.
 
@@ -85,6 +87,12 @@ def train_autoencoder(
         with averaged(autoencoder, state.ema):
             ranks.decide(partial(pictures, step))
 
+    def trial() -> None:
+        with undone(state.modules.values()):
+            _track(losses.discriminator, False)
+            state.backward(_forward(autoencoder, losses, batch, state, settings, seed, runtime)[2])
+
+    pace = (threads or Threads()).pace(STAGE, state.step, log, trial)
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
         between = Between(
             what="training the autoencoder",
@@ -99,10 +107,11 @@ def train_autoencoder(
         while state.step < settings.steps:
             batch = next(loader)
             autoencoder.train()
-            torch.manual_seed(random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step))
-            good, values = _step(autoencoder, losses, extra, batch, state, settings, seed, runtime, ranks)
-            if good:
-                state.average()
+            with pace.step(state.step):
+                torch.manual_seed(random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step))
+                good, values = _step(autoencoder, losses, extra, batch, state, settings, seed, runtime, ranks)
+                if good:
+                    state.average()
             if state.diverged:
                 raise give_up(batch, state, checkpoints, stage=STAGE, what="the autoencoder's loss")
             seen = len(batch) * ranks.count
@@ -115,6 +124,8 @@ def train_autoencoder(
             for found in alarms.observe(state.step, watched):
                 out.alarm(state.step, str(found))
             between(state)
+            if state.step % settings.checkpoint_every == 0:
+                pace.saved(state.step)
     if state.ema is not None:
         state.ema.copy_to_parameters()
     autoencoder.requires_grad_(False).eval()
@@ -163,28 +174,10 @@ def _step(
     ranks: Ranks,
 ) -> tuple[bool, dict[str, Tensor]]:
     """The autoencoder's update, then the discriminator's. Values are means over this rank's rows."""
-    images = windows(batch.images, batch.positions.tolist(), settings.crop, seed).to(runtime.device)
-    noise = _posterior_noise(autoencoder, images, batch, seed).to(runtime.device)
     generator = state.optimizers["generator"]
     generator.begin(state.step)
     _track(losses.discriminator, False)
-    with runtime.autocast():
-        reconstruction = autoencoder(images, noise)
-        loss, values = losses.generator(images, reconstruction, state.step, autoencoder.last_layer)
-        if extra:
-            extra.step = state.step
-            added, parts = extra.of_autoencoder(
-                AutoencoderPass(
-                    name="",
-                    seed=seed,
-                    step=state.step,
-                    positions=batch.positions,
-                    autoencoder=autoencoder,
-                    images=images,
-                    reconstruction=reconstruction,
-                )
-            )
-            loss, values = loss + added, {**values, **parts, "loss": (loss + added).detach()}
+    images, reconstruction, loss, values = _forward(autoencoder, losses, extra, batch, state, settings, seed, runtime)
     state.backward(loss)
     ranks.average(generator.gradients)
     good, norm = state.update("generator", clip=settings.clip)
@@ -200,6 +193,24 @@ def _step(
         state.update("discriminator", clip=settings.clip)
         values |= {"discriminator_loss": loss, **parts}
     return good, values
+
+
+def _forward(
+    autoencoder: Autoencoder,
+    losses: AutoencoderLoss,
+    batch: Batch,
+    state: TrainingState,
+    settings: AutoencoderTrain,
+    seed: int,
+    runtime: Runtime,
+) -> tuple[Tensor, Reconstruction, Tensor, dict[str, Tensor]]:
+    """The images as the step sees them, their reconstruction, the autoencoder's loss and its parts."""
+    images = windows(batch.images, batch.positions.tolist(), settings.crop, seed).to(runtime.device)
+    noise = _posterior_noise(autoencoder, images, batch, seed).to(runtime.device)
+    with runtime.autocast():
+        reconstruction = autoencoder(images, noise)
+        loss, values = losses.generator(images, reconstruction, state.step, autoencoder.last_layer)
+    return images, reconstruction, loss, values
 
 
 def windows(images: Tensor, positions: Sequence[int], side: int | None, seed: int) -> Tensor:

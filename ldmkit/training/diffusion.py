@@ -30,6 +30,7 @@ from ldmkit.training.posthoc import PostHoc
 from ldmkit.training.probe import probe
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop
+from ldmkit.training.threads import Threads, undone
 
 if TYPE_CHECKING:
     from ldmkit.recipe import Train
@@ -55,6 +56,7 @@ def train_diffusion(
     ranks: Ranks | None = None,
     shard: bool = False,
     optimizer: Made | None = None,
+    threads: Threads | None = None,
 ) -> TrainingState:
     """Trains the denoiser and the conditioners of `model` up to `settings.steps`, from the newest checkpoint on.
 
@@ -68,6 +70,7 @@ def train_diffusion(
         ranks: the processes that share each batch; `checkpoints` has the same.
         shard: split the weights and all that belongs to them among the ranks, instead of a copy for each.
         optimizer: what `settings.optimizer` names, where a plugin has it.
+        threads: finds out how many of them are the fastest; default: torch's number stays.
 
     The extra terms of the loss are those of `model.extra`.
 
@@ -108,6 +111,11 @@ def train_diffusion(
         with averaged(own, state.ema), engine.whole():
             ranks.decide(partial(pictures, step))
 
+    def trial() -> None:
+        with undone(state.modules.values()):
+            _gradients(engine, batch, state, settings, seed, runtime, ranks)
+
+    pace = (threads or Threads()).pace(STAGE, state.step, log, trial)
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
         between = Between(
             what="training the diffusion stage",
@@ -123,9 +131,10 @@ def train_diffusion(
             batch = next(loader)
             if cache is not None:
                 batch = cache.attach(batch)
-            good, values = _step(engine, batch, state, settings, seed, runtime, ranks)
-            if good:
-                state.average()
+            with pace.step(state.step):
+                good, values = _step(engine, batch, state, settings, seed, runtime, ranks)
+                if good:
+                    state.average()
             if state.diverged:
                 raise give_up(batch, state, checkpoints, stage=STAGE, what="the diffusion loss")
             seen = len(batch) * ranks.count
@@ -137,6 +146,8 @@ def train_diffusion(
             if post_hoc is not None and (state.step == settings.steps or state.step % post_hoc.every == 0):
                 post_hoc.snapshot(snapshots, state.step, ranks)
             between(state)
+            if state.step % settings.checkpoint_every == 0:
+                pace.saved(state.step)
     model.eval()
     return engine.finish(state)
 
@@ -186,16 +197,26 @@ def _own(groups: Sequence[Group] | None, model: LatentDiffusion) -> list[Group] 
 def _step(
     engine: Engine, batch: Batch, state: TrainingState, settings: Train, seed: int, runtime: Runtime, ranks: Ranks
 ) -> tuple[bool, dict[str, Tensor]]:
-    """One optimizer step; with accumulation, the gradient of the whole batch from its parts.
+    """One optimizer step.
 
     Means over this rank's rows: the gradients' mean over the ranks is the engine's, that of the values the log's.
     """
+    values = _gradients(engine, batch, state, settings, seed, runtime, ranks)
+    optimization = state.optimizers["model"]
+    optimization.hold_back(state.step)
+    good, norm = state.update("model", clip=settings.clip)
+    return good, {**values, "gradient_norm": norm, "lr": torch.tensor(optimization.rate)}
+
+
+def _gradients(
+    engine: Engine, batch: Batch, state: TrainingState, settings: Train, seed: int, runtime: Runtime, ranks: Ranks
+) -> dict[str, Tensor]:
+    """Those of the next step, and the parts of its loss; with accumulation, the gradient of the whole batch from its parts."""
     engine.model.train()
     # nn.Dropout draws nowhere else.
     torch.manual_seed(random.key(seed, ranks.own_name(f"{STAGE}/dropout-layers"), state.step))
     engine.model.extra.step = state.step
-    optimization = state.optimizers["model"]
-    optimization.begin(state.step)
+    state.optimizers["model"].begin(state.step)
     values: dict[str, Tensor] = {}
     pieces = list(split(batch, settings.accumulate))
     for part in pieces:
@@ -207,9 +228,7 @@ def _step(
             state.backward(loss * share)
         for name, value in parts.items():
             values[name] = values.get(name, torch.zeros_like(value)) + value * share
-    optimization.hold_back(state.step)
-    good, norm = state.update("model", clip=settings.clip)
-    return good, {**values, "gradient_norm": norm, "lr": torch.tensor(optimization.rate)}
+    return values
 
 
 def _size(batch: Batch) -> tuple[int, int]:

@@ -69,12 +69,16 @@ class Profile:
 def combination(stored: Sequence[Profile], wanted: Profile) -> tuple[NDArray[np.float64], float]:
     """What each stored profile is multiplied with to come closest to the wanted one, and the distance that is left.
 
+    The factors of the least squares are divided by their sum, as the authors' own code does: every profile integrates to one, so
+    must what is made of them, or the average of equal weights would be another weight.
+
     Returns:
-        the factors (n,), and the root of the squared distance over that of the wanted profile: 0 is exact.
+        the factors (n,), which sum to one, and the root of the squared distance over that of the wanted profile: 0 is exact.
     """
     gram = np.array([[one.dot(other) for other in stored] for one in stored])
     aim = np.array([one.dot(wanted) for one in stored])
     factors = np.linalg.lstsq(gram, aim, rcond=1e-14)[0]
+    factors = factors / factors.sum()
     total = wanted.dot(wanted)
     left = total - 2 * factors @ aim + factors @ gram @ factors
     return factors, float(np.sqrt(max(left, 0.0) / total))

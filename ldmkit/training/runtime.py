@@ -64,7 +64,7 @@ def resolve(
     deterministic: bool = False,
     workers: Count | Literal["auto"] = 0,
     worker_timeout: Positive = 300,
-    threads: Positive | None = None,
+    threads: Positive | Literal["auto"] | None = "auto",
 ) -> Runtime:
     """A `Runtime` of what a recipe's `runtime` section asks for.
 
@@ -79,12 +79,13 @@ def resolve(
         deterministic: a CUDA device gives the same bits in every run, for some of its speed; a CPU does so anyway.
         workers: processes that read and prepare data; 0 is none, `auto` one for each core beside the first, at most 2.
         worker_timeout: seconds without a batch after which a data worker counts as hung.
-        threads: torch's own number, if given.
+        threads: of a CPU: `auto` measures on each stage's own steps how many are fastest, and the run keeps the number; a number
+            is taken as it is, so that two runs have the same bits; null leaves what torch (OMP_NUM_THREADS) takes.
 
     Raises:
         ResourceError: what was asked for by name is not there.
     """
-    if threads is not None:
+    if isinstance(threads, int):
         torch.set_num_threads(threads)
     where = _device(device)
     dtype = _automatic(where) if precision == "auto" else PRECISIONS[precision]

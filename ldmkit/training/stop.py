@@ -20,10 +20,14 @@ class Interrupted(Exception):  # noqa: N818 - it is not an error
     """A run that a signal ended in good order. `exit_code` is 130 for SIGINT and 143 for SIGTERM and SIGHUP."""
 
     elsewhere = False  # whether another process of the same run says it to the user
+    continues = False  # whether the same call goes on from here
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.message, self.exit_code = message, exit_code
+
+    def __str__(self) -> str:
+        return f"{self.message}; the same command continues" if self.continues else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Interrupted, exit_code=self.exit_code), (self.message,), vars(self)

@@ -49,7 +49,7 @@ def test_lpips_own_names_load_too(backbone, tmp_path):
     torch.testing.assert_close(Perceptual("alex", str(path))(images, others), model(images, others).flatten())
 
 
-@pytest.mark.parametrize("net", LEAST_SIZE)
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
 def test_random_weights_are_a_usable_distance(net):
     """Zero for equal images, growing with noise, the same in every process, sensitive down to the least size."""
     side = LEAST_SIZE[net]

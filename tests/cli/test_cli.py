@@ -53,7 +53,7 @@ def test_every_verb_has_help(capsys):
         (["run", "superres", "--nope"], "No such option"),
         (["run", "superrs"], "error: superrs: there is no such file and no bundled recipe of that name; did you mean"),
         (["run", "superres", "--set", "train.lrr=3"], "error: --set train.lrr=3: train.lrr: unknown key; did you mean 'lr'?"),
-        (["recipe", "check", "superres", "--set", "data.size=65"], "data.size: 65 is no multiple of 16"),
+        (["recipe", "check", "superres", "--set", "data.size=65"], "data.size: 65 is no multiple of 4"),
         (["recipe", "check", "superres", "--set", "data.type=phtos"], "did you mean 'photos'?"),
         (["plugins", "show", "dimm"], "nothing is registered as 'dimm'; did you mean 'ddim'?"),
         (["plugins", "new", "My_Plugin"], "a plugin cannot be called 'My_Plugin'"),
@@ -230,6 +230,7 @@ class Model:
 
     def __init__(self) -> None:
         self.asked: dict[str, object] = {}
+        self.conditioners = {"text": None, "map": None}
 
     def to(self, device: object) -> Model:
         return self
@@ -256,7 +257,10 @@ def test_sample_writes_a_picture_a_seed_and_a_grid(here, capsys, monkeypatch):
     assert [Path(path).name for path in facts["pictures"]] == [f"seed-{seed:05d}.png" for seed in range(40, 45)]
     with Image.open(facts["grid"]) as grid:
         assert grid.size == (3 * 10 - 2, 2 * 8 - 2)
+    assert "no condition" not in capsys.readouterr().err
     assert call("sample", "runs/a") == 0
+    assert "no condition was given" in (said := capsys.readouterr().err)
+    assert "the slots are text, map" in said
     assert sorted(path.name for path in Path("runs/a/samples").iterdir()) == ["001", "002"]
     assert model.asked["guidance"] is None
 

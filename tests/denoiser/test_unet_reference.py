@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ldmkit.denoiser.unet import UNet
-
-REFERENCE = Path(os.environ.get("LDMKIT_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
-needs_reference = pytest.mark.skipif(
-    not (REFERENCE / "compvis").is_dir(),
-    reason=f"no {REFERENCE / 'compvis'}; set LDMKIT_REFERENCE to the directory that holds compvis/",
-)
+from tests.reference import compvis
 
 SMALL = {
     "superres": {
@@ -136,7 +128,7 @@ def test_parameter_counts_of_the_released_models(name: str) -> None:
 
 
 def weights(name: str, which: str) -> dict[str, Tensor]:
-    state = torch.load(REFERENCE / "compvis" / name / "model.ckpt", map_location="cpu", weights_only=False)
+    state = torch.load(compvis() / name / "model.ckpt", map_location="cpu", weights_only=True)
     prefix = "model.diffusion_model."
     raw = {key.removeprefix(prefix): value for key, value in state["state_dict"].items() if key.startswith(prefix)}
     if which == "raw":
@@ -146,11 +138,10 @@ def weights(name: str, which: str) -> dict[str, Tensor]:
     return {key: state["state_dict"][name] for key, name in flat.items()}
 
 
-@needs_reference
 @pytest.mark.parametrize("which", ["raw", "ema"])
 @pytest.mark.parametrize("name", SMALL)
 def test_the_original_implementation(name: str, which: str) -> None:
-    io = load_file(REFERENCE / "compvis" / name / "io.safetensors")
+    io = load_file(compvis() / name / "io.safetensors")
     unet = UNet.of_widths(**SMALL[name]).eval()
     unet.load_state_dict(weights(name, which))
     condition = {"concat" if name == "superres" else "tokens": io["cond"]}

@@ -177,6 +177,7 @@ class Endless:
 
     source: Source
     count: int | None
+    views: int | None = 1
     read: list[int] = field(default_factory=list)
 
     def readable(self, item: int, epoch: int = 0) -> Mapping[str, Any]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from ldmkit.conditioning import Batch
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.gain import ConditioningGain, conditioning_gain, exchange
-from ldmkit.evaluation.statistics import mean_interval, ratio_interval
 
 
 def test_gain_of_a_gaussian_is_the_closed_form(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +42,9 @@ def test_gain_of_a_gaussian_is_the_closed_form(evaluation: Evaluation, monkeypat
     assert figure.interval is not None
     assert figure.value == pytest.approx(expected, rel=0.1)
     assert figure.interval[0] < expected < figure.interval[1]
-    assert figure.beats_baseline() is True
+    assert figure.verdict() == "better"
+    assert figure.show(figure.value).endswith("times")
+    assert figures["small"].verdict() == "no difference"
     assert figures["small"].value == 0.0  # this model does not look at the small picture
     assert all(not draws.dropped for draws in seen)
     timesteps = torch.cat([draws.timesteps for draws in seen[:4]])
@@ -56,29 +57,9 @@ def test_the_pairing_makes_a_small_gain_visible() -> None:
     right = 1 + 1.0 * torch.rand(256, generator=torch.Generator().manual_seed(0))
     gain = conditioning_gain(right, right * 1.01 + 0.001 * torch.randn(256, generator=torch.Generator().manual_seed(1)))
     assert gain.value == pytest.approx(0.01, abs=0.001)
+    assert gain.interval is not None
     assert gain.interval[0] > 0.009
     assert conditioning_gain(right, right).interval == (0.0, 0.0)
-
-
-def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
-    covered = 0
-    for trial in range(100):
-        source = torch.Generator().manual_seed(trial)
-        denominators = 1 + torch.rand(80, generator=source)
-        numerators = 0.2 * denominators + 0.3 * torch.randn(80, generator=source)
-        low, high = ratio_interval(numerators, denominators, seed=trial, draws=300)[1]
-        covered += low <= 0.2 <= high
-    assert 88 <= covered <= 100
-
-
-def test_mean_interval() -> None:
-    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    mean, interval = mean_interval(values)
-    half = 1.96 * float(values.std()) / 2
-    assert mean == 2.5
-    assert interval == pytest.approx((2.5 - half, 2.5 + half))
-    assert mean_interval(torch.tensor([1.0])) == (1.0, None)
-    assert mean_interval(torch.tensor([1.0, float("inf")]))[1] is None
 
 
 def test_exchange_touches_one_slot_only(evaluation: Evaluation) -> None:

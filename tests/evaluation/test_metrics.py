@@ -58,8 +58,8 @@ def test_the_spectrum_of_a_wave_is_one_line_and_white_noise_is_flat() -> None:
 
 def test_spectrum_tells_blur_from_detail(evaluation: Evaluation) -> None:
     figure = Spectrum().compute(evaluation)[0]
-    assert set(figure.beside) == {"bicubic", "autoencoder bound"}
-    assert set(figure.series) == {"held-out pictures", "samples", "bicubic", "autoencoder bound"}
+    assert set(figure.beside) == {"bicubic", "reconstruction"}
+    assert set(figure.series) == {"held-out pictures", "samples", "bicubic", "reconstruction"}
     assert len(figure.series["samples"]) == 16
     truth = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     blurred = torch.nn.functional.avg_pool2d(truth, 3, 1, 1)
@@ -99,7 +99,7 @@ def test_judge_stands_beside_real_pictures_and_chance(evaluation: Evaluation) ->
     assert figure.beside["held-out pictures"] == figure.beside["reconstructions"] == 1.0
     assert figure.beside["chance"] == 0.5
     assert 0.2 < figure.beside["shuffled conditions"] < 0.8
-    assert figure.beats_baseline() is True
+    assert figure.verdict() == "better"
     assert figure.n == 48
     assert Judge(count=10).compute(evaluation)[0].n == 10
 
@@ -172,5 +172,5 @@ def test_weights_of_a_backbone_without_a_network(monkeypatch):
     monkeypatch.setattr("ldmkit.hub._answers", lambda name, kind: False)
     monkeypatch.setattr(timm, "create_model", make)
     with pytest.raises(OfflineError, match=r"hf download timm/resnet10t\.\w+, .* `weights: random`"):
-        Frechet(weights="pretrained").network()
+        Frechet(weights="pretrained").extractor()
     assert before == huggingface_hub.constants.HF_HUB_OFFLINE

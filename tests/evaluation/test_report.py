@@ -84,6 +84,7 @@ def run(tmp_path: Path) -> Path:
             title="PSNR",
             unit="dB",
             beside={"bicubic": 25.0},
+            differences={"bicubic": (-0.9, -0.5)},
             baseline="bicubic",
             interval=(24.0, 24.6),
             n=512,
@@ -138,15 +139,16 @@ def test_report_tells_the_story(run: Path) -> None:
         "24.30 dB",
         "24.00 to 24.60 dB",
         "bicubic: 25.00 dB",
-        "not better than bicubic",
+        "worse than bicubic",
+        "Against bicubic: worse by PSNR.",
         "autoencoder step 50: codebook collapsed",
         "The model may not listen to low_res",
         "1,234,567",
         "endless",
         "https://example.org/photo",
         "torch.version",
-        "ldmkit sample 'runs/super res' --condition 'low_res=it'\"'\"'s.png' -n 4",
-        "ldmkit export 'runs/super res' --format diffusers",
+        "ldmkit sample 'runs/super res' --held-out 4",
+        "ldmkit export 'runs/super res' --format hub",
     ):
         assert expected in words
     assert text.count("<img ") == 2  # the sheet and the grid; not latest.png, nothing outside the run

@@ -19,7 +19,7 @@ FIGURE = Figure(
     title="PSNR",
     unit="dB",
     interval=(24.0, 24.6),
-    beside={"bicubic": 25.0, "autoencoder bound": math.inf},
+    beside={"bicubic": 25.0, "reconstruction": math.inf},
     baseline="bicubic",
     n=512,
     seed=3,
@@ -32,7 +32,15 @@ def results() -> Results:
     return Results(
         figures=(
             FIGURE,
-            Figure("judge", 0.973, slot="class", unit="fraction", beside={"chance": 0.1}, baseline="chance"),
+            Figure(
+                "judge",
+                0.973,
+                slot="class",
+                unit="fraction",
+                beside={"chance": 0.1},
+                differences={"chance": (0.8, 0.9)},
+                baseline="chance",
+            ),
         ),
         n=512,
         seed=3,
@@ -70,16 +78,28 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
 
 
 def test_text() -> None:
-    assert FIGURE.line() == "PSNR: 24.31 dB  (bicubic 25.00 dB, autoencoder bound inf dB)"
+    assert FIGURE.line() == "PSNR: 24.31 dB  (bicubic 25.00 dB, reconstruction inf dB)"
     assert FIGURE.span() == "24.00 to 24.60 dB"
-    assert results().lines()[1] == "judge (class): 97.3 %  (chance 10.0 %)"
+    assert results().lines()[1:] == [
+        "judge (class): 97.3 %  (chance 10.0 %)  better than chance",
+        "frechet: not measured: no weights",
+    ]
     found = results().find("judge", "class")
     assert found is not None
-    assert found.beats_baseline() is True
-    assert FIGURE.beats_baseline() is False
+    assert found.verdict() == "better"
+    assert FIGURE.verdict() is None  # a file of an older version, which has no interval of the difference
     assert results().find("judge", "text") is None
-    assert Figure("x", 1.0).beats_baseline() is None
-    assert Figure("lpips", 0.1, better="lower", beside={"bicubic": 0.2}, baseline="bicubic").beats_baseline() is True
+    assert Figure("x", 1.0).verdict() is None
+
+
+def test_a_zero_has_no_minus_and_a_gain_is_a_factor() -> None:
+    share = Figure("x", -0.0004, unit="fraction", interval=(-0.0004, 0.02))
+    assert share.line() == "x: 0.0 %"
+    assert share.span() == "0.0 % to 2.0 %"
+    assert Figure("x", -1e-9, unit="dB").line() == "x: 0.00 dB"
+    gain = Figure("conditioning-gain", 15.381, unit="gain", interval=(0.02, 152.7), beside={"deaf": 0.0})
+    assert gain.line() == "conditioning-gain: 16.4 times  (deaf 1.000 times)"
+    assert gain.span() == "1.020 to 154 times"
 
 
 def test_reading_results_and_writing_reports_load_no_torch() -> None:

@@ -28,41 +28,54 @@ with warnings.catch_warnings():  # its optional dependencies warn while they are
     )
 
 
+def as_a_person_has_them(images: torch.Tensor) -> np.ndarray:
+    """(n, c, h, w) of 8-bit images in [-1, 1] -> uint8 (n, c, h, w)."""
+    return ((images + 1) * 127.5).round().to(torch.uint8).numpy()
+
+
+def in_model_range(levels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(levels).float() / 127.5 - 1
+
+
 @pytest.fixture
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
-    source = torch.Generator().manual_seed(0)
-    truth = torch.rand(3, 3, 24, 31, generator=source) * 2 - 1
-    return (truth + 0.2 * torch.randn(truth.shape, generator=source)).clamp(-1, 1), truth
+    """Images of 256 levels, so that both sides can be given the same."""
+    source = np.random.default_rng(0)
+    truth = source.integers(0, 256, (3, 3, 24, 31), dtype=np.uint8)
+    other = np.clip(truth + source.normal(0, 25, truth.shape), 0, 255).astype(np.uint8)
+    return in_model_range(other), in_model_range(truth)
 
 
 def test_psnr_is_scikit_images_and_torchmetrics(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    images, truth = pair
-    expected = [peak_signal_noise_ratio(t.numpy(), i.numpy(), data_range=2) for i, t in zip(images, truth, strict=True)]
-    np.testing.assert_allclose(psnr(images, truth).numpy(), expected, rtol=1e-6)
-    other = torchmetrics_psnr(images, truth, data_range=2.0, reduction="elementwise_mean", dim=(1, 2, 3))
-    assert float(psnr(images, truth).mean()) == pytest.approx(float(other), rel=1e-5)
-    assert psnr(truth, truth).isinf().all()
+    images, truth = (as_a_person_has_them(each) for each in pair)
+    expected = [peak_signal_noise_ratio(t, i) for i, t in zip(images, truth, strict=True)]  # its range is that of uint8
+    np.testing.assert_allclose(psnr(*pair).numpy(), expected, rtol=1e-6)
+    other = torchmetrics_psnr(
+        *(torch.from_numpy(each).double() for each in (images, truth)), data_range=255.0, dim=(1, 2, 3)
+    )
+    assert float(psnr(*pair).mean()) == pytest.approx(float(other), rel=1e-5)
+    assert psnr(pair[1], pair[1]).isinf().all()
 
 
 def test_ssim_is_scikit_images_and_torchmetrics(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    images, truth = pair
-    expected = [
-        structural_similarity(
-            t.numpy(),
-            i.numpy(),
-            data_range=2,
-            channel_axis=0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        for i, t in zip(images, truth, strict=True)
-    ]
-    np.testing.assert_allclose(ssim(images, truth).numpy(), expected, rtol=1e-5)
-    _, everywhere = torchmetrics_ssim(images, truth, data_range=2.0, reduction="none", return_full_image=True)
-    inside = everywhere[..., 5:-5, 5:-5].mean((1, 2, 3))  # it pads the picture by reflection; Wang et al. do not
-    np.testing.assert_allclose(ssim(images, truth).numpy(), inside.numpy(), rtol=1e-4)
-    assert torch.allclose(ssim(truth, truth), torch.ones(3, dtype=torch.float64))
+    images, truth = (as_a_person_has_them(each) for each in pair)
+    how = {"channel_axis": 0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = [structural_similarity(t, i, **how) for i, t in zip(images, truth, strict=True)]
+    np.testing.assert_allclose(ssim(*pair).numpy(), expected, rtol=1e-5)
+    levels = (torch.from_numpy(each).double() for each in (images, truth))
+    _, everywhere = torchmetrics_ssim(*levels, data_range=255.0, reduction="none", return_full_image=True)
+    inside = everywhere[..., 5:-5, 5:-5].mean((1, 2, 3))  # it pads the image by reflection; Wang et al. do not
+    np.testing.assert_allclose(ssim(*pair).numpy(), inside.numpy(), rtol=1e-5)
+    assert torch.allclose(ssim(pair[1], pair[1]), torch.ones(3, dtype=torch.float64))
+
+
+def test_ssim_of_flat_greys_is_the_closed_form() -> None:
+    """Without variance only brightness is compared: (2 m n + c) / (m^2 + n^2 + c), m and n in [0, 1]."""
+    dark, bright = (np.full((1, 1, 16, 16), level, np.uint8) for level in (128, 132))
+    m, n, c = 128 / 255, 132 / 255, 0.01**2
+    found = float(ssim(in_model_range(dark), in_model_range(bright)))
+    assert found == pytest.approx((2 * m * n + c) / (m**2 + n**2 + c), abs=1e-6)
+    assert round(found, 4) == 0.9995
 
 
 def test_ssim_refuses_pictures_smaller_than_its_window() -> None:
@@ -88,7 +101,7 @@ def test_lpips_is_the_packages(pair: tuple[torch.Tensor, torch.Tensor], evaluati
         bound = reference(evaluation.reconstructions, evaluation.truth).mean()
     figure = LPIPS(net="squeeze", weights=str(tmp_path / "squeeze.pth")).compute(evaluation)[0]
     assert figure.value == pytest.approx(float(expected.mean()), rel=1e-5)
-    assert figure.beside["autoencoder bound"] == pytest.approx(float(bound), rel=1e-5)
+    assert figure.beside["reconstruction"] == pytest.approx(float(bound), rel=1e-5)
     assert figure.label == "LPIPS (squeeze)"
 
     network = Perceptual("squeeze", str(tmp_path / "squeeze.pth"))  # pictures of 12 pixels are shown twice as large
@@ -104,8 +117,8 @@ def test_a_stand_in_for_lpips_says_so(evaluation: Evaluation) -> None:
     assert figure.label == "perceptual distance (squeeze, random weights; not LPIPS)"
     assert "not the published measure" in figure.note
     bound = Reconstruction(net="squeeze").compute(evaluation)[2]
-    assert bound.label == "autoencoder perceptual distance (squeeze, random weights; not LPIPS)"
-    assert bound.value == pytest.approx(figure.beside["autoencoder bound"])
+    assert bound.label == "reconstruction perceptual distance (squeeze, random weights; not LPIPS)"
+    assert bound.value == pytest.approx(figure.beside["reconstruction"])
 
 
 def test_figures_stand_beside_bicubic_and_the_bound(evaluation: Evaluation) -> None:
@@ -114,12 +127,13 @@ def test_figures_stand_beside_bicubic_and_the_bound(evaluation: Evaluation) -> N
     assert baseline is not None
     assert figure.value == pytest.approx(float(psnr(evaluation.generated[:40], truth).mean()))
     assert figure.beside["bicubic"] == pytest.approx(float(psnr(baseline[:40], truth).mean()))
-    assert figure.beside["autoencoder bound"] == pytest.approx(float(psnr(evaluation.reconstructions, truth).mean()))
+    assert figure.beside["reconstruction"] == pytest.approx(float(psnr(evaluation.reconstructions, truth).mean()))
     assert (figure.n, figure.seed, figure.baseline) == (40, 3, "bicubic")
     assert figure.interval is not None
     assert figure.interval[0] < figure.value < figure.interval[1]
-    assert figure.beats_baseline() is False
-    assert SSIM().compute(evaluation)[0].beside["autoencoder bound"] < 1
+    assert figure.verdict() == "worse"
+    assert set(figure.differences) == {"bicubic", "reconstruction"}
+    assert SSIM().compute(evaluation)[0].beside["reconstruction"] < 1
     bound = Reconstruction(weights=None).compute(evaluation)
     assert [f.name for f in bound] == ["reconstruction-psnr", "reconstruction-ssim"]
-    assert bound[0].value == pytest.approx(figure.beside["autoencoder bound"])
+    assert bound[0].value == pytest.approx(figure.beside["reconstruction"])

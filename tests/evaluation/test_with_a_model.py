@@ -12,11 +12,20 @@ from ldmkit.assembly import build, datasets, fit
 from ldmkit.evaluation import Evaluation, Results, evaluate, write_pictures, write_report
 from ldmkit.recipe import Recipe
 
-FEWER = {"variational-bound": {"steps": 4, "count": 4}}  # it asks the network at every step
+SMALL = {"features": "test_resnet.r160_in1k", "weights": "random"}  # instead of Inception, whose weights are not here
+FEWER = {
+    "variational-bound": {"steps": 4, "count": 4},  # it asks the network at every step
+    **dict.fromkeys(("fid", "r-fid", "kid", "precision-recall"), SMALL),
+}
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise OSError("no network")
 
 
 @pytest.mark.slow
-def test_every_metric_on_an_untrained_model_of_digits(tmp_path: Path) -> None:
+def test_every_metric_on_an_untrained_model_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", unreachable)
     registry = plugins.load()
     recipe = Recipe.parse(
         {
@@ -38,7 +47,9 @@ def test_every_metric_on_an_untrained_model_of_digits(tmp_path: Path) -> None:
     results = replace(results, pictures=write_pictures(evaluation, tmp_path / "samples"))
 
     found = {figure.name: figure for figure in results.figures}
-    assert set(results.unavailable) == {"fidelity"}  # a class has none of its own
+    assert set(results.unavailable) == {"fidelity", "inception-score"}  # a class has no fidelity of its own
+    assert "`weights: PATH`" in results.unavailable["inception-score"]
+    assert found["reconstruction-fid"].value < 0.1 < found["fid"].value
     assert found["judge"].beside["held-out pictures"] > 0.9
     assert found["judge"].value < 0.5
     assert found["conditioning-gain"].value == pytest.approx(0.0, abs=1e-3)  # its output layer starts at zero
@@ -50,4 +61,4 @@ def test_every_metric_on_an_untrained_model_of_digits(tmp_path: Path) -> None:
     (tmp_path / "recipe.resolved.yaml").write_text(recipe.to_yaml())
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "conditioned on class" in text
-    assert text.count("<img ") == 2
+    assert text.count("<img ") == 3

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,14 +9,8 @@ from safetensors.torch import load_file
 import ldmkit
 from ldmkit.errors import RecipeError, UsageError
 from ldmkit.interop import import_compvis, load_compvis
+from tests.reference import compvis
 
-REFERENCE = (
-    Path(os.environ.get("LDMKIT_REFERENCE") or Path(__file__).parents[2].parent / "shared" / "reference") / "compvis"
-)
-pytestmark = pytest.mark.skipif(
-    not REFERENCE.is_dir(),
-    reason="the reference checkpoints are not here: set LDMKIT_REFERENCE to the folder with compvis/",
-)
 TOLERANCE = 1e-4  # of the expected tensor's standard deviation
 OPTIONS = {"superres": {}, "class": {"null_class": 10}}
 BOTH = pytest.mark.parametrize("name", ["superres", "class"])
@@ -27,7 +18,7 @@ WEIGHTS = pytest.mark.parametrize("weights", ["raw", "ema"])
 
 
 def load(name, weights="ema", **options):
-    folder = REFERENCE / name
+    folder = compvis() / name
     return load_compvis(folder / "model.ckpt", folder / "config.yaml", weights=weights, **{**OPTIONS[name], **options})
 
 
@@ -38,7 +29,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def expected():
-    return {name: load_file(REFERENCE / name / "io.safetensors") for name in OPTIONS}
+    return {name: load_file(compvis() / name / "io.safetensors") for name in OPTIONS}
 
 
 def assert_close(found, wanted):
@@ -105,7 +96,7 @@ def test_averaged_and_raw_weights_are_both_read_and_differ(models):
 
 
 def test_every_key_found_its_place(tmp_path):
-    folder = REFERENCE / "superres"
+    folder = compvis() / "superres"
     found = import_compvis(folder / "model.ckpt", folder / "config.yaml")
     assert found.report.complete
     assert found.raw is not None

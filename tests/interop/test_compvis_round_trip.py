@@ -114,6 +114,7 @@ def test_both_kinds_of_weights(registry, tmp_path):
     [
         ({"variant": {"groups": 8}}, "groups"),
         ({"variant": {"groups": 32, "plain_attention": True}, "condition": "class"}, "plain attention beside"),
+        ({"variant": {"groups": 32}, "shortcut": True}, "UNet has a linear shortcut"),
         ({"multipliers": [1, 2, 4], "heads": [1, 2, 1], "attention": [1, 2]}, "neither one number of heads"),
     ],
 )

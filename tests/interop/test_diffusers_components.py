@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ldmkit import autoencoder as autoencoders
+from ldmkit.denoiser import timestep_embedding
 from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop.diffusers import config as configs
@@ -43,6 +44,19 @@ UNETS = {
         "context_width": 12,
         "variant": {**G8, "linear_projection": True},
     },
+    "widths that are no multiples": {
+        **{**SMALL, "multipliers": (1, 1.5, 2.5)},
+        "attention": (2,),
+        "head_width": 8,
+        "variant": G8,
+    },
+    "tokens alone at a level": {
+        **{**SMALL, "multipliers": (1, 1.5, 2)},
+        "attention": (1, 2),
+        "heads": 2,
+        "context_width": 12,
+        "variant": {**G8, "only_cross_attention": [1]},
+    },
     "tokens, depth and blocks by level": {
         **{**SMALL, "multipliers": (1, 2, 4), "blocks": (1, 2, 1)},
         "attention": (2, 4),
@@ -63,6 +77,7 @@ AUTOENCODERS = {
         "attention": (8,),
     },
     "kl, attention at two levels": {"type": "kl", "downsample": 2, "middle_attention": False, "attention": (32, 16)},
+    "widths that are no multiples": {"type": "kl", "downsample": 2, "multipliers": (1, 1.5)},
     "vq": {"type": "vq", "downsample": 8, "multipliers": (1, 1, 2, 2), "middle_attention": True, "codebook": 32},
     "vq without attention": {"type": "vq", "downsample": 2, "codebook": 32},
     "vq, codebook by averages": {"type": "vq", "downsample": 2, "codebook": 32, "ema": 0.99, "revive": 10},
@@ -191,6 +206,64 @@ def test_unets_of_diffusers_are_read(name):
         assert close(ours(x, t, tokens=tokens), theirs(x, t, encoder_hidden_states=tokens).sample)
 
 
+# (height, width) of latents that cannot be halved evenly: UNet2DConditionModel ends its doublings at the sizes on the way down.
+@pytest.mark.parametrize("size", [(15, 15), (9, 12), (17, 16), (7, 1)])
+@torch.no_grad()
+def test_odd_sizes_are_computed_as_in_diffusers(tmp_path, size):
+    ours = randomised(
+        UNet.of_widths(**{**SMALL, "multipliers": (1, 2, 2)}, attention=(2,), heads=2, context_width=12, variant=G8)
+    )
+    write_unet(ours, tmp_path, (8, 8))
+    theirs = loaded(tmp_path).eval()
+    x, t, tokens = torch.randn(2, 4, *size), torch.tensor([3, 700]), torch.randn(2, 5, 12)
+    assert close(ours(x, t, tokens=tokens), theirs(x, t, encoder_hidden_states=tokens).sample)
+
+
+@pytest.mark.parametrize("name", ["projection", "text_time"])
+@torch.no_grad()
+def test_added_vectors_are_read(name):
+    """unCLIP's and SDXL's: two layers inside the UNet map a vector to the time embedding."""
+    added = {"class_embed_type": "projection"} if name == "projection" else {"addition_embed_type": "text_time"}
+    options = {**THEIR_UNETS["UNet2DConditionModel"], **added, "addition_time_embed_dim": 4}
+    options |= {"transformer_layers_per_block": (1, 2), "use_linear_projection": True, "attention_head_dim": (2, 4)}
+    theirs = randomised(
+        diffusers.UNet2DConditionModel(sample_size=8, **options, projection_class_embeddings_input_dim=34)
+    )
+    config = {**theirs.config, "_class_name": "UNet2DConditionModel"}
+    ours = UNet.of_widths(**configs.unet_from(config)).eval()
+    rules = keys.unet_rules(ours, configs.vector_layers(config))
+    ours.load_state_dict(keys.read(rules, theirs.state_dict(), ours.state_dict()))
+    x, t, tokens = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 5, 12)
+    if name == "projection":
+        vector = torch.randn(2, 34)
+        given = {"class_labels": vector}
+    else:
+        text, ids = torch.randn(2, 10), torch.randint(64, (2, 6))
+        vector = torch.cat([text, timestep_embedding(ids.flatten(), 4).view(2, 24)], dim=1)
+        given = {"added_cond_kwargs": {"text_embeds": text, "time_ids": ids}}
+    wanted = theirs(x, t, encoder_hidden_states=tokens, **given).sample
+    assert close(ours(x, t, tokens=tokens, vector=vector), wanted)
+
+
+def test_sdxl_has_as_many_parameters_as_published():
+    config = {
+        "_class_name": "UNet2DConditionModel",
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": [5, 10, 20],
+        "transformer_layers_per_block": [1, 2, 10],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    with torch.device("meta"):
+        network = UNet.of_widths(**configs.unet_from(config))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 2_567_463_684
+
+
 @torch.no_grad()
 def test_attention_of_older_folders_is_read():
     theirs = randomised(
@@ -212,12 +285,18 @@ def test_attention_of_older_folders_is_read():
     [
         ({"heads": 2, "attention": (1, 2), "variant": G8}, "head"),
         ({"attention": (2,), "head_width": 8}, "groups"),
+        ({"attention": (2,), "head_width": 8, "variant": {**G8, "vector": 4}}, "maps a vector"),
+        (
+            {"attention": (2,), "head_width": 8, "variant": {**G8, "time": {"type": "offset", "by": 1}}},
+            "than the timestep",
+        ),
         ({"multipliers": (2, 2), "attention": (2,), "head_width": 8, "variant": G8}, "multiplier"),
         ({"attention": (2,), "heads": 1, "variant": {**G8, "self_transformer": True}}, "read no tokens"),
         (
             {"attention": (2,), "heads": 1, "context_width": 8, "variant": {**G8, "plain_attention": True}},
             "plain attention beside",
         ),
+        ({"attention": (2,), "heads": 1, "variant": G8, "shortcut": True}, "UNet has a linear shortcut"),
         (
             {"attention": (2,), "heads": 1, "context_width": 8, "variant": {**G8, "resample_blocks": True}},
             "resamples in residual blocks",
@@ -235,6 +314,8 @@ def test_unets_that_diffusers_cannot_represent_are_refused(tmp_path, options, re
         ({"type": "kl", "downsample": 4, "multipliers": (2, 2, 2)}, "multiplier"),
         ({"type": "kl", "downsample": 4, "middle_attention": True, "attention_type": "linear"}, "linear attention"),
         ({"type": "kl", "downsample": 4, "shortcut": True}, "linear shortcut"),
+        ({"type": "kl", "downsample": 4, "middle_attention": "decoder"}, "middle of the decoder alone"),
+        ({"type": "kl", "downsample": 4, "blocks": (1, 2, 1)}, "different numbers of blocks"),
     ],
 )
 def test_autoencoders_that_diffusers_cannot_represent_are_refused(tmp_path, options, reason):
@@ -250,7 +331,16 @@ def test_a_scale_per_channel_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [{"time_embedding_type": "fourier"}, {"mid_block_scale_factor": 2.0}, {"norm_eps": 1e-6}]
+    "option",
+    [
+        {"time_embedding_type": "fourier"},
+        {"mid_block_scale_factor": 2.0},
+        {"norm_eps": 1e-6},
+        {"mid_block_type": None},
+        {"attn_norm_num_groups": 4},
+        {"resnet_time_scale_shift": "ada_group"},
+        {"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]},
+    ],
 )
 def test_unets_that_ldmkit_does_not_have_are_refused(option):
     config = {**THEIR_UNETS["UNet2DModel, one head"], "_class_name": "UNet2DModel", **option}

@@ -126,7 +126,13 @@ def test_pipelines_compute_the_same_and_come_back(registry, tmp_path, name):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     values = {"low_res": torch.rand(1, 3, 8, 8)} if "low_res" in model.conditioners else {}
     values |= {"text": [1, 5, 2]} if "text" in model.conditioners else {}
-    settings = {"steps": 2, "output": "latent", "noise": torch.randn(1, *model.latent_shape(model.size))}
+    settings = {
+        "sampler": "ddim",
+        "spacing": "compvis",
+        "steps": 2,
+        "output": "latent",
+        "noise": torch.randn(1, *model.latent_shape(model.size)),
+    }
     assert torch.equal(model.sample(values, **settings), again.sample(values, **settings))
 
     save_diffusers(model, tmp_path / "twice")
@@ -213,11 +219,13 @@ def test_schedulers_decide_how_is_sampled(registry, tmp_path):
         "sampler": "plms",
         "steps": 50,
         "guidance": 1.0,
-        "spacing": "trailing",
+        "spacing": {"type": "trailing", "whole_strides": True},
         "clean": True,
+        "runge_kutta": False,
+        "extrapolate": "eps",
     }
-    file.write_text(json.dumps({**config, "_class_name": "EulerDiscreteScheduler"}))
-    assert "in place of EulerDiscreteScheduler" in import_diffusers(tmp_path / "out", registry=registry).notes[0]
+    file.write_text(json.dumps({**config, "_class_name": "KDPM2DiscreteScheduler"}))
+    assert "in place of KDPM2DiscreteScheduler" in import_diffusers(tmp_path / "out", registry=registry).notes[0]
 
 
 def test_the_command_verifies_in_a_subprocess(registry, tmp_path):

@@ -24,14 +24,14 @@ def registry():
     return plugins.load(only=(), extra=[Plugin()])
 
 
-def made(registry, variant=None, **slots):
+def made(registry, variant=None, shortcut=False, **slots):
     return assembled(
         registry,
         {name: {"type": "hint", "options": options} for name, options in slots.items()},
         std=0.2,
         size=[16, 16],
         autoencoder={"type": "kl", "downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 4},
-        denoiser={**SMALL, "variant": variant},
+        denoiser={**SMALL, "variant": variant, "shortcut": shortcut},
         diffusion={"schedule": {"type": "linear", "start": 0.0015, "end": 0.0195}},
     )
 
@@ -105,6 +105,26 @@ def test_known_conditions_keep_their_weights_and_channels_wherever_they_stand(re
     model = made(registry, new={"concat": 3}, old={"concat": 2, "vector": 5}, other={"vector": 4})
     done = check(model, source, registry, tmp_path / "source")
     assert (done.kept, done.added) == (["old"], ["new", "other"])
+
+
+def test_a_shortcut_reads_every_condition_where_it_stands(registry, tmp_path):
+    source = made(registry, shortcut=True, old={"concat": 2, "vector": 5})
+    model = made(registry, shortcut=True, new={"concat": 3}, old={"concat": 2, "vector": 5})
+    source.save(tmp_path / "source")
+    initialise(model, tmp_path / "source", registry=registry)
+    # Among 9 input channels a convolution adds up in another order than among 6: float32 rounding of sums of about 50 terms.
+    torch.testing.assert_close(first_step(model, HINTS), first_step(source, HINTS), rtol=1e-4, atol=1e-4)
+    assert not model.denoiser.get_parameter("shortcut.conv.weight")[:, 4:7].any()
+
+
+def test_a_shortcut_that_is_added_has_no_effect_and_one_that_goes_is_refused(registry, tmp_path):
+    with_one, without = made(registry, shortcut=True), made(registry)
+    torch.nn.init.zeros_(with_one.denoiser.get_parameter("shortcut.conv.weight"))
+    torch.nn.init.zeros_(with_one.denoiser.get_parameter("shortcut.conv.bias"))
+    check(with_one, without, registry, tmp_path / "without")
+    with_one.save(tmp_path / "with")
+    with pytest.raises(CheckpointError, match="lacks the source's linear shortcut"):
+        initialise(without, tmp_path / "with", registry=registry)
 
 
 def test_conditions_that_go_are_said(registry, tmp_path):

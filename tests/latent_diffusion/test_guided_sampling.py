@@ -234,10 +234,20 @@ def test_a_likelihood_of_something_else():
         Likelihood(log=lambda x: x, interval=(0.5, 0.2))
 
 
-@pytest.mark.parametrize("kind", ["plus-plus", "perp-neg"])
-def test_without_dropout_the_line_to_change_is_named(linear, noise, kind):
+@pytest.mark.parametrize(("kind", "negative"), [("plain", {}), ("plus-plus", {}), ("perp-neg", {"a": 1})])
+def test_without_dropout_the_line_to_change_is_named(linear, noise, kind, negative):
     with pytest.raises(UsageError, match=r"conditioners\.a\.dropout: 0\.1"):
-        one_step(linear(dropout={}), noise, guidance=0.5, guidance_options=kind, negative={"a": 1})
+        one_step(linear(dropout={}), noise, guidance=0.5, guidance_options=kind, negative=negative)
+
+
+def test_a_negative_needs_no_null(linear, noise):
+    """A value that stands in for the null was trained as a value: negative + s (positive - negative), the rest kept."""
+    model = linear(dropout={})
+    positive, negative = predicted(model, noise, VALUES), predicted(model, noise, [{**row, "a": 3} for row in VALUES])
+    guided = one_step(model, noise, guidance=3.0, negative={"a": 3})
+    close(guided, negative + 3.0 * (positive - negative))
+    with pytest.raises(UsageError, match=r"without b"):  # whose null nobody stands in for
+        one_step(model, noise, guidance="a + 3*(all - a)", negative={"a": 3})
 
 
 @pytest.mark.parametrize("kind", ["plain", "apg", "perp-neg", "plus-plus"])

@@ -217,8 +217,14 @@ def test_the_scale_of_the_latents_is_minded(linear, image):
     )
 
 
-def test_settings_of_a_saved_sampler_belong_to_it():
-    saved = {"sampler": "ddim", "steps": 7, "eta": 1.0, "spacing": "leading"}
-    assert sampling.Settings().completed(saved).options == {"eta": 1.0, "spacing": "leading"}
-    other = sampling.Settings(sampler="euler", options={"s_churn": 2.0}).completed(saved)
-    assert (other.options, other.steps) == ({"s_churn": 2.0}, 7)
+def test_settings_of_a_saved_sampler_belong_to_it(linear):
+    model = linear(sampling={"sampler": "ddim", "steps": 7, "eta": 1.0, "spacing": "leading"})
+    asked = sampling.Settings().completed(model)
+    assert asked.options == {"eta": 1.0, "spacing": "leading"}
+    assert sampling.Settings(sampler="ddim").completed(model).options == asked.options
+    other = sampling.Settings(sampler="euler", options={"s_churn": 2.0}).completed(model)
+    assert (other.options, other.steps) == ({"s_churn": 2.0, "spacing": "leading"}, 7)
+    model.sampling["spacing"] = "trailing"  # what ddim takes by itself: nobody chose it
+    assert sampling.Settings(sampler="dpmpp_2m").completed(model).options == {}
+    model.sampling["clean"] = False
+    assert sampling.Settings(sampler="dpmpp_2m").completed(model).options == {"clean": False}

@@ -1,4 +1,4 @@
-"""The package of docs/reference/denoisers-and-losses.md: built, installed, trained with, resumed, loaded elsewhere and without it."""
+"""The package of docs/reference/denoisers-and-losses.md: built, installed, trained with, resumed, loaded with and without it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -141,13 +142,33 @@ def test_what_register_refuses(install, call, message):
     assert problem(plugins.load(), "ldmkit-odd").cause == message
 
 
-def test_one_entry_point_name_in_two_distributions_is_an_error_for_both_until_one_is_chosen(install, registers):
+def test_one_entry_point_name_in_two_distributions_works_side_by_side(install, registers):
     install("ldmkit-one", registers("one"), entry="shared")
     install("ldmkit-two", registers("two"), entry="shared")
     registry = plugins.load()
-    causes = {problem(registry, name).cause for name in ("ldmkit-one", "ldmkit-two")}
-    assert causes == {"the entry point 'shared' exists twice: in ldmkit-one 1.0 and ldmkit-two 1.0"}
+    assert registry.problems == []
+    assert foreign(registry) >= {"one", "two"}
+    origins = {name: registry.conditioners.entry(name).origin.distribution for name in ("one", "two")}
+    assert origins == {"one": "ldmkit-one", "two": "ldmkit-two"}
     assert foreign(plugins.load(only=["ldmkit-two"])) == {"two"}
+
+
+def test_what_a_plugin_prints_at_import_is_on_standard_error(install, registers, capsys):
+    install("ldmkit-loud", "print('hello')\n" + registers("loud"))
+    plugins.load()
+    out, err = capsys.readouterr()
+    assert (out, "hello" in err) == ("", True)
+
+
+def test_a_registry_is_found_again_from_what_it_was_made_of(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ldmkit import hookimpl\n@hookimpl\ndef ldmkit_register_conditioners(register): register('mine', 'a:B')\n"
+    )
+    registry = plugins.load(files=[file])
+    sent = pickle.loads(pickle.dumps(registry.discovery))
+    assert set(sent.again().conditioners) == set(registry.conditioners)
+    assert "mine" in sent.again().conditioners
 
 
 def test_one_name_by_two_plugins_is_an_error_that_names_both_and_can_be_resolved(install, registers):
@@ -176,13 +197,15 @@ def test_a_requirement_of_an_extra_does_not_count(install, registers):
     assert "extra" in plugins.load().conditioners
 
 
-def test_an_unknown_name_says_what_is_there_what_is_near_and_what_to_install():
+def test_an_unknown_name_says_what_is_there_what_is_near_or_what_to_install():
     with pytest.raises(PluginError) as caught:
         plugins.load(only=["class", "text"]).conditioners.entry("clas")
     assert str(caught.value) == (
         "no conditioner is called 'clas'; installed: class, given, text; did you mean 'class'?\n"
-        "  Perhaps a package is missing: pip install ldmkit-clas; a plugin of one file is given with -p"
+        "  `ldmkit plugins list` shows what is installed; a plugin of one file is given with -p"
     )
+    with pytest.raises(PluginError, match="Perhaps a package is missing: pip install ldmkit-zebra"):
+        plugins.load(only=["class", "text"]).conditioners.entry("zebra")
 
 
 def test_an_unknown_name_points_to_the_broken_plugin_of_that_name(install):

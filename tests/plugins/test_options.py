@@ -35,7 +35,7 @@ def test_parameters_become_options_in_their_order_and_the_latent_space_does_not(
     model = options.model(Depth)
     assert model.names() == ("far", "features", "sizes", "mode", "path", "schema")
     assert model.required() == ("features",)
-    assert options.derived(Depth) == ("latent",)
+    assert options.derived(Depth) == {"latent": "LatentSpec"}
 
 
 def test_values_of_a_recipe_become_arguments_of_the_right_types():

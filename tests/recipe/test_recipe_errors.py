@@ -56,7 +56,7 @@ def test_all_errors_at_once_in_the_order_of_the_file(errors):
         ("train.betas=[0.9]", "train.betas.1: too few values"),
         ("train=5", "train: expected a mapping of keys, got 5"),
         ("diffusion.loss=hubr", "diffusion.loss.type: must be one of l2, l1, huber, got \"hubr\"; did you mean 'huber'?"),
-        ("autoencoder.loss.perceptual.net=vggg", "must be one of alex, vgg, squeeze, got \"vggg\"; did you mean 'vgg'?"),
+        ("autoencoder.loss.perceptual.net=vggg", "alex, vgg, squeeze, efficientnet-lite0, got \"vggg\"; did you mean 'vgg'?"),
         ("data.size=64x64", 'data.size: expected a whole number or a list, got "64x64"'),
         ("data.size=[64, a]", 'data.size.1: expected a whole number, got "a"'),
         ("diffusion.schedule.ent=1", "diffusion.schedule.ent: unknown key; did you mean 'end'?; allowed: start, end, timesteps, "
@@ -73,9 +73,11 @@ def test_all_errors_at_once_in_the_order_of_the_file(errors):
         ("evaluate.0=[3]", "evaluate.0: expected a mapping of keys, got [3]"),
         ("seed=-1", "seed: must be at least 0, got -1"),
         # one key against another
-        ("data.size=66", "66 is no multiple of 16: the autoencoder makes it 4 times smaller (autoencoder.downsample), the "
-         "UNet 4 times (denoiser.multipliers has 3 levels); nearest: 64 or 80"),
-        ("data.size=[64, 8]", "8 is no multiple of 16"),
+        ("data.size=66", "66 is no multiple of 4: the autoencoder makes it 4 times smaller (autoencoder.downsample); "
+         "nearest: 64 or 68"),
+        ("data.size=[64, 7]", "7 is no multiple of 4"),
+        ("denoiser.variant.groups=24", "denoiser.variant.groups: 24 does not divide the 32 channels of a level"),
+        ("denoiser.multipliers=[1, 1.01]", "denoiser.channels 32 times a multiplier is 32.32, no number of channels"),
         ("denoiser.heads=7", "7 does not divide the 64 channels of level 2 (denoiser.channels 32 x 2); nearest: 8"),
         ("denoiser.head_width=48", "48 does not divide the 64 channels of level 2 (denoiser.channels 32 x 2); nearest: 32"),
         ("denoiser.attention=[16]", "no level is down-sampled 16 times; denoiser.multipliers has levels at 1, 2, 4"),

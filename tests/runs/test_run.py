@@ -17,6 +17,7 @@ from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.runs.directory import RunDirectory, read_status
 from ldmkit.runs.run import run
+from ldmkit.training.caching import latents
 from ldmkit.training.logging.console import Console
 from ldmkit.training.logging.log import read
 from ldmkit.training.stop import Interrupted
@@ -44,9 +45,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def whole(finished: Path, recipe: Recipes, registry: Registry) -> Path:
+def whole(finished: Path, recipe: Recipes, registry: Registry, watcher: Any) -> Path:
     if not finished.exists():
         run(recipe(), finished, registry=registry, console=False)
+        watcher.told.clear()  # whichever test comes first
     return finished
 
 
@@ -147,6 +149,20 @@ def test_more_steps_of_the_autoencoder_are_refused_once_diffusion_began(
         run(recipe(autoencoder__train__steps=9, train__steps=5), copy, registry=registry, console=False)
 
 
+def test_a_finished_run_says_which_changes_have_no_effect(
+    copy: Path, recipe: Recipes, registry: Registry, watcher: Any
+) -> None:
+    with pytest.raises(RecipeError, match="the diffusion stage has begun on an autoencoder of 3 steps"):
+        run(recipe(autoencoder__train__steps=9), copy, registry=registry, console=False)
+    assert read_status(copy)["state"] == "finished", "what is done stays done"
+    screen = Terminal()
+    run(recipe(autoencoder__train__steps=2, train__lr=5e-4), copy, registry=registry, console=screen.console)
+    assert "is finished" in screen.text
+    assert "without effect, as nothing is left to train: train.lr: 0.001 -> 0.0005" in screen.text
+    assert "without effect, as nothing is left to train: autoencoder.train.steps: 3 -> 2" in screen.text
+    assert watcher.told == []
+
+
 def test_fresh_renames_and_deletes_nothing(copy: Path, recipe: Recipes, registry: Registry, bits: Bits) -> None:
     expected = bits(copy, "diffusion")
     run(recipe(denoiser__channels=16), copy, fresh=True, registry=registry, console=False)
@@ -190,7 +206,10 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         with pytest.raises(Interrupted) as caught:
             run(recipe(), place, registry=registry, console=screen.console)
         assert caught.value.exit_code == 143
-        assert "the same command continues" in screen.text
+        words = f"stopped by SIGTERM while training the {stage if stage == 'autoencoder' else 'diffusion stage'}, step {step} of "
+        assert str(caught.value).startswith(words)
+        assert str(caught.value).endswith("; the same command continues")
+        assert "stopped by" not in screen.text, "the command says it, once"
         status = read_status(place)
         assert (status["state"], status["exit_code"], status["error"]["code"]) == ("interrupted", 143, "interrupted")
         assert (place / "checkpoints" / stage / f"step-{step:08d}").is_dir()
@@ -202,6 +221,29 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     for kind in ("autoencoder", "first-stage", "diffusion"):
         assert bits(place, kind) == bits(whole, kind), kind
     assert result.metrics == pytest.approx(json_metrics(whole))
+
+
+@pytest.mark.parametrize(("batch", "encoded", "cached"), [(4, 512, False), (150, 600, True)])
+def test_a_trial_of_a_few_steps_encodes_no_whole_epoch(
+    tmp_path: Path,
+    recipe: Recipes,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    encoded: int,
+    cached: bool,
+) -> None:
+    """Four steps read 16 of 600 samples, or all of them."""
+    encode, counts = latents._encode, []
+
+    def counted(autoencoder: Any, images: torch.Tensor, runtime: Any) -> Any:
+        counts.append(len(images))
+        return encode(autoencoder, images, runtime)
+
+    monkeypatch.setattr(latents, "_encode", counted)
+    run(recipe(data__count=600, train__batch=batch, evaluate=[]), tmp_path / "trial", registry=registry, console=False)
+    assert sum(counts) == encoded
+    assert (tmp_path / "trial" / "latents").exists() is cached
 
 
 def json_metrics(path: Path) -> dict[str, float]:

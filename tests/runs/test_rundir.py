@@ -230,7 +230,9 @@ def test_what_was_learned_from_the_data_is_kept() -> None:
 
 
 def test_no_torch() -> None:
-    code = "import sys, ldmkit.runs.directory, ldmkit.run, ldmkit.runs.resume_check; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, ldmkit.runs.directory, ldmkit.runs.run, ldmkit.runs.resume_check; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -15,12 +15,12 @@ from ldmkit import cli
 from ldmkit.errors import ResourceError, UsageError
 from ldmkit.recipe import Recipe
 from ldmkit.runs.resume_check import Verification, _compare, _first, shortened, verify_resume
-from tests.conftest import ended, forked
+from tests.conftest import ended, started
 from tests.runs.conftest import FEW
 
 
 class Forking:
-    """The first process as it is; the others in forks of this one, whose imports alone would take longer than their runs."""
+    """The first process as it is; the others are forked by a server, as their imports alone would take longer than their runs."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -35,7 +35,7 @@ class Forking:
             sys.argv = [flag, arguments]
             exec(code, {})
 
-        return subprocess.CompletedProcess(command, ended(forked(act)), "", "")
+        return subprocess.CompletedProcess(command, ended(started(act)), "", "")
 
 
 @pytest.mark.slow

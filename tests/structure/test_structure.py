@@ -17,7 +17,8 @@ PACKAGE = ROOT / "ldmkit"
 LAYERS = """
 errors messages random hub images
 plugins recipe
-schedules autoencoder conditioning denoiser
+image_features
+schedules conditioning denoiser autoencoder
 diffusion guidance samplers losses
 latent_diffusion
 data

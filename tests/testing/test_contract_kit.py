@@ -428,9 +428,9 @@ class LearnsStrangers(Notes):
 
 
 FAULTS: list[tuple[type[Conditioner], str]] = [
-    (WrongWidth, r"encode on a canvas of 64 x 64 .* returned tokens of shape \(1, 3, 5\); \(1, length, 6\) is needed"),
-    (UnpromisedPort, "returned vector, and emits is"),
-    (NullOfAnotherShape, r"null .* returned vector of shape \(1, 7\); \(1, 6\) is needed\n.*ONE row"),
+    (WrongWidth, r"encode on a canvas of 64 x 64 .* returned tokens of shape \(1, 3, 5\); expected \(1, length, 6\)"),
+    (UnpromisedPort, r"returned vector of shape \(1, 6\); expected none"),
+    (NullOfAnotherShape, r"null .* returned vector of shape \(1, 7\); expected \(1, 6\).*\n.*ONE row"),
     (NullOfManyRows, r"null .* returned tokens of shape \(2, 1, 6\)"),
     (RandomInPrepare, "prepare is random under equal generators: notes differs"),
     (RandomByNumpy, "prepare is random under equal generators"),
@@ -446,7 +446,7 @@ FAULTS: list[tuple[type[Conditioner], str]] = [
     (IgnoresDtypeOfPrepared, "encode raised RuntimeError.*bfloat16.*\n.*canvas.dtype"),
     (MaskInverted, r"attends to nothing \(all False\)\n.*inverted"),
     (MaskInvertedAtFixedLength, "the mask seems inverted"),
-    (FixedGrid, r"concat of shape \(1, 2, 8, 8\); \(1, 2, 12, 20\) is needed\n.*canvas.grid"),
+    (FixedGrid, r"concat of shape \(1, 2, 8, 8\); expected \(1, 2, 12, 20\).*\n.*canvas.grid"),
     (CannotBePickled, "the copy for a data worker cannot be pickled"),
     (CannotBeCopied, "cannot be copied"),
     (NanOnEmpty, r"vector with NaN or infinite values for an empty notes \(all zeros\)"),

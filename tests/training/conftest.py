@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +16,10 @@ from torch import Tensor, nn
 
 from ldmkit import diffusion, samplers
 from ldmkit.autoencoder import Autoencoder, AutoencoderLoss, make, make_loss
-from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning, Dropout, Ports, Tensors
-from ldmkit.data import Dataset, Field, Info, Source
+from ldmkit.conditioning import Batch, Canvas, Conditioner, ConditionerSet, Conditioning, Dropout, Ports, Tensors
+from ldmkit.data import Dataset, Field, Info, Sample, Source
 from ldmkit.denoiser.unet import UNet
-from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.latent_diffusion import Draws, LatentDiffusion
 from ldmkit.training.stop import Stop
 
 
@@ -107,6 +109,47 @@ def make_losses(**options: Any) -> AutoencoderLoss:
     return make_loss(3, **{"perceptual": None, "adversarial": game, "kl": 1e-3, **options})
 
 
+class Doubled(Dataset):
+    """With images in float64: networks in float64 compute what two ways of computing are to agree on to many digits."""
+
+    def readable(self, item: int, epoch: int = 0) -> Sample:
+        sample = super().readable(item, epoch)
+        loaders = {name: partial(sample.__getitem__, name) for name in sample}
+        return Sample({**loaders, "image": lambda: sample["image"].double()}, name=sample.name)
+
+
+def double_data() -> Dataset:
+    return Doubled(Squares(), size=16, seed=3)
+
+
+class InDouble(LatentDiffusion):
+    """In float64, as are the batches and draws it takes: sums in another order differ in the last of 16 digits, and so a
+    tolerance of 1e-5 holds on every CPU, also after steps of Adam, which divide by small numbers.
+    """
+
+    @classmethod
+    def of(cls, model: LatentDiffusion) -> LatentDiffusion:
+        model.double().__class__ = cls
+        return model
+
+    def canvas(self, size: tuple[int, int] | None = None, dtype: torch.dtype = torch.float64) -> Canvas:
+        return super().canvas(size, dtype)
+
+    def losses(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().losses(_doubled(batch), _doubled(draws))
+
+
+def _doubled(value: Any) -> Any:
+    """All float32 of a tensor, a mapping or a dataclass."""
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype == torch.float32 else value
+    if isinstance(value, Mapping):
+        return {name: _doubled(item) for name, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _doubled(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
 def settings(*, autoencoder: bool = False, **changes: Any) -> Any:
     from ldmkit.recipe import AutoencoderTrain, Train
 
@@ -119,7 +162,14 @@ def settings(*, autoencoder: bool = False, **changes: Any) -> Any:
 @pytest.fixture(scope="session")
 def toy() -> SimpleNamespace:
     return SimpleNamespace(
-        data=make_data, model=make_model, losses=make_losses, settings=settings, Label=Label, Autoencoder=Autoencoder
+        data=make_data,
+        double_data=double_data,
+        in_double=InDouble.of,
+        model=make_model,
+        losses=make_losses,
+        settings=settings,
+        Label=Label,
+        Autoencoder=Autoencoder,
     )
 
 

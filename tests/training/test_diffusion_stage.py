@@ -221,3 +221,15 @@ def test_a_rows_stratum_is_that_of_its_position(toy: SimpleNamespace) -> None:
     parts = [model.draw(range(first, first + 8), seed=3).timesteps for first in range(64, 96, 8)]
     assert torch.equal(whole, torch.cat(parts))
     assert torch.bincount((whole * 32 / 1000).long(), minlength=32).max() <= 2  # whole timesteps straddle an edge
+
+
+def test_validation_drops_nothing_and_spreads_its_timesteps_evenly(toy: SimpleNamespace) -> None:
+    model, seen = toy.model(), []
+    model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    samples = held_out(toy.data(), model.conditioners, most=24, settings=toy.settings(batch=8), seed=5)
+    validation_loss(model, samples, 5, Runtime())
+    assert len(seen) == 3
+    assert not any(bool(draws.dropped["label"].any()) for draws in seen)
+    timesteps = sorted(int(t) for draws in seen for t in draws.timesteps)
+    assert timesteps == [int((row + 0.5) / 24 * 1000) for row in range(24)]
+    assert [int(t) for t in seen[0].timesteps] != timesteps[:8], "a batch has early and late ones"

@@ -196,3 +196,29 @@ def test_a_checkpoint_that_outlasts_the_grace_of_a_scheduler_is_an_alarm(
     alarms = [line for line in read(tmp_path / METRICS) if "alarm" in line]
     assert [line["step"] for line in alarms] == [2]  # once
     assert "between SIGTERM and SIGKILL" in alarms[0]["alarm"]
+
+
+def test_a_pipe_is_no_terminal_whatever_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a display of ten frames a second, full of escape sequences, goes into a file."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    out = io.StringIO()
+    console = Console(file=out)
+    assert not console.live
+    with console.progress("work", total=1000) as progress:
+        for done in range(1, 1001):
+            progress.update(done, "at it")
+    assert out.getvalue() == "work 1000/1000  at it\n"
+
+
+def test_no_line_is_said_twice_and_one_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ldmkit.training.logging.console.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Console(file=out).progress("work", total=200) as progress:
+        for done in range(1, 201):
+            now[0] += 0.1
+            progress.update(done)
+    lines = out.getvalue().splitlines()
+    assert lines[-1] == "work 200/200"
+    assert len(lines) == len(set(lines)) <= 1 + 20

@@ -113,6 +113,25 @@ def test_another_length_is_what_would_have_been_tracked(tmp_path: Path, sigma_re
     assert torch.allclose(found.tensors["w"].double(), directly, rtol=0.02)
 
 
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("sigma_rel", [0.02, 0.07, 0.15, 0.2])
+def test_factors_sum_to_one_and_the_average_of_equal_weights_is_these(
+    tmp_path: Path, count: int, sigma_rel: float
+) -> None:
+    """As in EDM2's `solve_posthoc_coefficients`, whatever the number of snapshots; the profile may be far from the wanted one."""
+    stored = [Profile(end, exponent(own)) for end in range(1, count + 1) for own in (0.05, 0.1)]
+    factors, _ = combination(stored, Profile(count, exponent(sigma_rel)))
+    assert factors.sum() == pytest.approx(1.0, abs=1e-12)
+    constant = nn.Parameter(torch.tensor([3.0, -0.25, 1.0], dtype=torch.float64))
+    averages = PostHoc({"w": constant}, sigma_rel=(0.05, 0.1), every=1)
+    for step in range(1, count + 1):
+        averages.update()
+        averages.snapshot(tmp_path, step)
+    found = reconstruct(tmp_path, sigma_rel).tensors["w"].double()
+    largest = float(np.abs(factors).sum())  # what rounding of the stored averages is multiplied with
+    assert torch.allclose(found, constant.data, rtol=1e-6 + largest * 1e-12)
+
+
 def test_an_earlier_step(tmp_path: Path) -> None:
     tracked((0.05, 0.1), tmp_path)
     found = reconstruct(tmp_path, 0.07, step=120)

@@ -1,8 +1,9 @@
 """The core's own metrics, each registered by name in `ldmkit.plugins.defaults`."""
 
 from ldmkit.evaluation.gain import ConditioningGain
+from ldmkit.evaluation.metrics.distributions import KID, InceptionScore, PrecisionRecall
 from ldmkit.evaluation.metrics.fidelity import Fidelity
-from ldmkit.evaluation.metrics.frechet import Frechet
+from ldmkit.evaluation.metrics.frechet import FID, Frechet, ReconstructionFID
 from ldmkit.evaluation.metrics.judge import Judge
 from ldmkit.evaluation.metrics.nearest import Nearest
 from ldmkit.evaluation.metrics.perceptual import LPIPS
@@ -13,15 +14,20 @@ from ldmkit.evaluation.metrics.subsets import Subsets
 from ldmkit.evaluation.metrics.variational_bound import VariationalBound
 
 __all__ = [
+    "FID",
+    "KID",
     "LPIPS",
     "PSNR",
     "SSIM",
     "ConditioningGain",
     "Fidelity",
     "Frechet",
+    "InceptionScore",
     "Judge",
     "Nearest",
+    "PrecisionRecall",
     "Reconstruction",
+    "ReconstructionFID",
     "Spectrum",
     "Subsets",
     "VariationalBound",

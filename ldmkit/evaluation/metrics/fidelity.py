@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.evaluation.context import Evaluation
+from ldmkit.evaluation.context import Evaluation, Scores
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
 
@@ -24,24 +24,35 @@ class Fidelity(Metric):
                 "reconstructions": (evaluation.reconstructions, torch.arange(evaluation.distinct)),
                 "shuffled conditions": (evaluation.generated, evaluation.shuffled),
             }
-            beside = {}
+            beside: dict[str, Scores] = {}
             for name, (images, rows) in others.items():
                 value = self._measure(evaluation, slot, images, rows)
                 assert value is not None
-                beside[name] = float(value.mean())
+                beside[name] = value
             note = (
                 "How well each picture obeys its condition, as the conditioner itself measures it; higher is better. "
                 "Beside it the same for real pictures, for what the autoencoder makes of them, and for the samples "
                 "compared with somebody else's condition."
             )
             figures.append(
-                evaluation.figure("fidelity", own, slot=slot, beside=beside, baseline="shuffled conditions", note=note)
+                evaluation.figure(
+                    "fidelity",
+                    own.values,
+                    rows=own.rows,
+                    slot=slot,
+                    beside=beside,
+                    baseline="shuffled conditions",
+                    note=note,
+                )
             )
         return figures
 
-    def _measure(self, evaluation: Evaluation, slot: str, images: Tensor, rows: Tensor) -> Tensor | None:
-        """(m,) of `images` against the conditions of `rows`; rows without the condition are left out."""
-        values = []
+    def _measure(self, evaluation: Evaluation, slot: str, images: Tensor, rows: Tensor) -> Scores | None:
+        """Of `images` (m, c, h, w), which are the first m rows, against the conditions of `rows` (m,).
+
+        Rows without the condition are left out.
+        """
+        values, kept = [], []
         examiner = evaluation.model.conditioners.examiner(slot)
         with torch.no_grad():
             for part in evaluation.chunks(f"fidelity of {slot}", len(rows)):
@@ -55,4 +66,5 @@ class Fidelity(Metric):
                 if value is None:
                     return None
                 values.append(value.float().cpu())
-        return torch.cat(values) if values else None
+                kept.append(torch.arange(part.start, part.stop)[keep])
+        return Scores(torch.cat(values), torch.cat(kept)) if values else None

@@ -1,109 +1,146 @@
-"""Frechet distance of feature distributions (Heusel et al., arXiv 1706.08500, equation 6), with any timm backbone."""
+"""Frechet distances of feature distributions (Heusel et al., arXiv 1706.08500): of samples, and of reconstructions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldmkit.errors import OfflineError, UsageError
 from ldmkit.evaluation.context import Evaluation
+from ldmkit.evaluation.feature_statistics import FeatureStatistics, frechet, reference
+from ldmkit.evaluation.features import FeatureExtractor, Timm, extractor
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
-from ldmkit.hub import cache_unless_reached
-from ldmkit.random import key
-
-LEAST = 32  # pixels a side that a backbone is shown
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features (n, d), (m, d), in float64.
+    """The distance of two sets of features (n, d), (m, d), in float64. Raises `UsageError` for fewer than two rows."""
+    return frechet(FeatureStatistics.of(a), FeatureStatistics.of(b))
 
-    The trace of the root is taken from the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: no complex numbers.
-    Raises `UsageError` for fewer than two rows.
+
+class Distance(Metric):
+    """What the metrics here share: features of samples, held-out and training images, and of a reference.
+
+    Args:
+        features: ``inception`` (the published measure), or a backbone of timm.
+        weights: a file; ``pretrained`` or ``random`` for a backbone of timm; None: as the features have them.
+        reference: a directory of images or an .npz of statistics to compare with instead of the held-out images.
     """
-    if min(len(a), len(b)) < 2:
-        raise UsageError(f"a Frechet distance needs at least 2 pictures on each side; there are {len(a)} and {len(b)}")
-    a, b = a.double(), b.double()
-    covariance_a, covariance_b = _covariance(a), _covariance(b)
-    values, vectors = torch.linalg.eigh(covariance_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
-    means = (a.mean(0) - b.mean(0)).square().sum()
-    return max(0.0, float(means + covariance_a.trace() + covariance_b.trace() - 2 * cross))
+
+    title, name = "FID", "fid"
+
+    def __init__(
+        self, *, features: str = "inception", weights: str | None = None, reference: str | None = None
+    ) -> None:
+        self.features, self.weights, self.reference = features, weights, reference
+
+    def extractor(self) -> FeatureExtractor:
+        """What the images are compared in."""
+        return extractor(self.features, self.weights)
+
+    def compute(self, evaluation: Evaluation) -> list[Figure]:
+        extract = self.extractor()
+        truth = self._compared_with(evaluation, extract)
+        beside = {"reconstructions": self.distance(evaluation, extract, evaluation.reconstructions, truth)}
+        training = FeatureStatistics()
+        count = evaluation.train.count
+        total = evaluation.distinct if count is None else min(evaluation.distinct, count)
+        for part in evaluation.chunks("reading training pictures", total):
+            images = torch.stack([evaluation.train.readable(item)["image"] for item in range(part.start, part.stop)])
+            training.add(features_of(evaluation, extract, images))
+        if training.count > 1:
+            beside = {"training pictures": frechet(training, truth), **beside}
+        return [
+            evaluation.figure(
+                self.name,
+                self.distance(evaluation, extract, evaluation.generated, truth),
+                title=f"{self.title} ({extract.name})",
+                better="lower",
+                beside=beside,
+                note=self._note(extract, evaluation, truth),
+            )
+        ]
+
+    def _note(self, extract: FeatureExtractor, evaluation: Evaluation, truth: FeatureStatistics) -> str:
+        other = f"those of {Path(self.reference).name}" if self.reference else f"{truth.count} held-out images"
+        return (
+            f"{len(truth.mean)} features, {evaluation.n} samples against {other}; images {extract.resized}, never through JPEG. "
+            "With fewer images it is biased upwards (published ones take 50,000), so compare it with that of training images."
+        )
+
+    def _compared_with(self, evaluation: Evaluation, extract: FeatureExtractor) -> FeatureStatistics:
+        if self.reference is None:
+            return FeatureStatistics.of(features_of(evaluation, extract, evaluation.truth))
+
+        def tick(done: int, total: int) -> None:
+            evaluation.check()
+            evaluation.progress("reference images", done, total)
+
+        channels = evaluation.truth.shape[1]
+        place = Path(self.reference).expanduser()
+        return reference(place, extract, device=evaluation.device, channels=channels, tick=tick)
+
+    def distance(
+        self, evaluation: Evaluation, extract: FeatureExtractor, images: Tensor, truth: FeatureStatistics
+    ) -> float:
+        """Of images (n, c, h, w) to the statistics `truth`."""
+        return frechet(FeatureStatistics.of(features_of(evaluation, extract, images)), truth)
 
 
-def _covariance(x: Tensor) -> Tensor:
-    centred = x - x.mean(0)
-    return centred.T @ centred / (len(x) - 1)
+class FID(Distance):
+    """The published FID: Inception's features of samples against held-out images or a reference."""
 
 
-class Frechet(Metric):
+class ReconstructionFID(Distance):
+    """R-FID: Inception's features of held-out images after encoding and decoding, against the held-out images themselves."""
+
+    asks = "autoencoder"
+    title, name = "R-FID", "reconstruction-fid"
+
+    def compute(self, evaluation: Evaluation) -> list[Figure]:
+        extract = self.extractor()
+        truth = self._compared_with(evaluation, extract)
+        value = self.distance(evaluation, extract, evaluation.reconstructions, truth)
+        return [
+            evaluation.figure(
+                self.name,
+                value,
+                title=f"R-FID ({extract.name})",
+                better="lower",
+                note=f"{evaluation.distinct} reconstructions of held-out images; images {extract.resized}, never through JPEG.",
+                n=evaluation.distinct,
+            )
+        ]
+
+
+class Frechet(Distance):
     """Distance of the samples' features to those of held-out pictures, beside that of as many training pictures.
 
     Args:
         backbone: a timm model.
-        weights: ``random`` (seeded; says whether distributions differ, not how people see it) or ``pretrained`` (timm's, from its
-            cache or the hub).
+        weights: ``random`` (seeded; says whether distributions differ, not how people see it), ``pretrained`` (timm's, from its
+            cache or the hub), or a file.
+        reference: as in `Distance`.
     """
 
-    def __init__(self, *, backbone: str = "resnet10t", weights: Literal["random", "pretrained"] = "random") -> None:
-        self.backbone, self.weights = backbone, weights
+    title, name = "Frechet distance", "frechet"
 
-    def compute(self, evaluation: Evaluation) -> list[Figure]:
-        network = self.network().to(evaluation.device)
-        truth = self._features(evaluation, network, evaluation.truth)
-        count = evaluation.train.count
-        items = range(len(truth) if count is None else min(len(truth), count))
-        other = [evaluation.train.readable(item)["image"] for item in items]
-        beside = {
-            "training pictures": frechet_distance(self._features(evaluation, network, torch.stack(other)), truth),
-            "reconstructions": frechet_distance(self._features(evaluation, network, evaluation.reconstructions), truth),
-        }
-        return [
-            evaluation.figure(
-                "frechet",
-                frechet_distance(self._features(evaluation, network, evaluation.generated), truth),
-                title=f"Frechet distance ({self.backbone}, {self.weights} weights)",
-                better="lower",
-                beside=beside,
-                note=f"{truth.shape[1]} features, {evaluation.n} samples against {len(truth)} held-out pictures. Not the "
-                "published FID, which is Inception's over 50,000 pictures; with so few it is biased upwards, so compare it "
-                "with the figure of real training pictures.",
-            )
-        ]
+    def __init__(self, *, backbone: str = "resnet10t", weights: str = "random", reference: str | None = None) -> None:
+        super().__init__(features=backbone, weights=weights, reference=reference)
+        self.backbone = backbone
 
-    def network(self) -> nn.Module:
-        """The backbone without its classifier, in eval mode. `OfflineError` where its weights are wanted and not there."""
-        import timm
+    def extractor(self) -> FeatureExtractor:
+        return Timm(self.backbone, self.weights or "random")
 
-        make: Callable[..., nn.Module] = timm.create_model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(0, f"frechet/{self.backbone}", 0))
-            if self.weights == "random":
-                return make(self.backbone, pretrained=False, num_classes=0).eval()
-            about = timm.get_pretrained_cfg(self.backbone)
-            name = (about and about.hf_hub_id) or self.backbone
-            try:
-                with cache_unless_reached(name):
-                    return make(self.backbone, pretrained=True, num_classes=0).eval()
-            except OSError as error:  # what huggingface-hub raises without a network and without the file
-                raise OfflineError(
-                    f"the weights of {self.backbone} are not here and cannot be fetched",
-                    hint=f"where there is a network: hf download {name}, and bring ~/.cache/huggingface here; or give "
-                    "`weights: random`",
-                ) from error
+    def _note(self, extract: FeatureExtractor, evaluation: Evaluation, truth: FeatureStatistics) -> str:
+        return f"Not the published FID, which is Inception's. {super()._note(extract, evaluation, truth)}"
 
-    def _features(self, evaluation: Evaluation, network: nn.Module, images: Tensor) -> Tensor:
-        out = []
-        with torch.no_grad():
-            for part in evaluation.chunks("Frechet features", len(images)):
-                chosen = images[part]
-                chosen = chosen.expand(-1, 3, -1, -1) if chosen.shape[1] == 1 else chosen[:, :3]
-                if min(chosen.shape[-2:]) < LEAST:
-                    chosen = F.interpolate(chosen, scale_factor=-(-LEAST // min(chosen.shape[-2:])), mode="nearest")
-                out.append(network(chosen.to(evaluation.device)).float().cpu())
-        return torch.cat(out)
+
+def features_of(evaluation: Evaluation, extract: FeatureExtractor, images: Tensor) -> Tensor:
+    """(n, d) on the CPU of images (n, c, h, w), a chunk at a time."""
+    found = []
+    with torch.no_grad():
+        for part in evaluation.chunks(f"features ({extract.name})", len(images)):
+            found.append(extract(images[part].to(evaluation.device)).features.float().cpu())
+    return torch.cat(found)

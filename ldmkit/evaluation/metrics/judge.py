@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ldmkit.data import Judge as SourceJudge
-from ldmkit.evaluation.context import Evaluation
+from ldmkit.evaluation.context import Evaluation, Scores
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
 
@@ -43,18 +44,18 @@ class Judge(Metric):
             evaluation.check()
             return judge.score(images[rows], [evaluation.samples[row] for row in asked]).float().cpu()
 
-        beside = {
-            "held-out pictures": float(score(evaluation.truth, real, real).mean()),
-            "reconstructions": float(score(evaluation.reconstructions, real, real).mean()),
-            "shuffled conditions": float(
-                score(evaluation.generated, strange, evaluation.shuffled[strange].tolist()).mean()
-            ),
+        others = score(evaluation.generated, strange, evaluation.shuffled[strange].tolist())
+        beside: dict[str, float | Scores] = {
+            "held-out pictures": Scores(score(evaluation.truth, real, real), torch.tensor(real)),
+            "reconstructions": Scores(score(evaluation.reconstructions, real, real), torch.tensor(real)),
+            "shuffled conditions": Scores(others, torch.tensor(strange)),
         }
         if judge.chance is not None:
             beside["chance"] = judge.chance
         return evaluation.figure(
             "judge",
             score(evaluation.generated, rows, rows),
+            rows=rows,
             title=judge.name,
             slot=slot,
             unit="fraction",

@@ -69,7 +69,7 @@ class Nearest(Metric):
                 title="samples nearer to a training picture than real ones are",
                 unit="fraction",
                 better="lower",
-                beside={"held-out pictures": float((held_out < threshold).double().mean())},
+                beside={"held-out pictures": (held_out < threshold).double()},
                 note=f"{common} The threshold, {float(threshold) * LEVELS:.1f} grey levels, is passed by "
                 f"{100 * self.quantile:g} % of the held-out pictures.",
             ),

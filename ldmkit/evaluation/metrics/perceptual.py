@@ -18,7 +18,7 @@ STAND_IN = "The backbone's weights are random: a stand-in that compares structur
 
 
 class LPIPS(Metric):
-    """LPIPS of the generated pictures against the truth, beside bicubic and the autoencoder's bound.
+    """LPIPS of the generated pictures against the truth, beside bicubic and the reconstruction.
 
     Args:
         net: the backbone.

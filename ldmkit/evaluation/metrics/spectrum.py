@@ -8,10 +8,11 @@ from torch import Tensor
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
+from ldmkit.evaluation.statistics import bootstrap_interval
 
 
-def radial_spectrum(images: Tensor) -> Tensor:
-    """(k,) mean power of pictures (n, c, h, w) at radial frequency 1..k cycles a picture, k = half the smaller side.
+def radial_spectra(images: Tensor) -> Tensor:
+    """(n, k) power of images (n, c, h, w) at radial frequency 1..k cycles an image, k = half the smaller side.
 
     Channels are averaged to grey; a Hann window keeps the picture's edges, which are no edges in the scene, out of the spectrum.
     """
@@ -19,14 +20,20 @@ def radial_spectrum(images: Tensor) -> Tensor:
     grey = grey - grey.mean(dim=(1, 2), keepdim=True)
     height, width = grey.shape[-2:]
     window = torch.outer(*(torch.hann_window(side, periodic=True, dtype=torch.float64) for side in (height, width)))
-    power = torch.fft.fft2(grey * window).abs().square().mean(dim=0)
+    power = torch.fft.fft2(grey * window).abs().square()
     side = min(height, width)
     vertical, horizontal = (torch.fft.fftfreq(s, d=1.0, dtype=torch.float64) * side for s in (height, width))
     ring = torch.hypot(vertical[:, None], horizontal[None, :]).round().long()
     rings = side // 2
-    sums = torch.zeros(int(ring.max()) + 1, dtype=torch.float64).index_add(0, ring.flatten(), power.flatten())
-    counts = torch.bincount(ring.flatten(), minlength=len(sums)).clamp(min=1)
-    return (sums / counts)[1 : rings + 1]
+    sums = torch.zeros(len(power), int(ring.max()) + 1, dtype=torch.float64)
+    sums = sums.index_add(1, ring.flatten(), power.flatten(1))
+    counts = torch.bincount(ring.flatten(), minlength=sums.shape[1]).clamp(min=1)
+    return (sums / counts)[:, 1 : rings + 1]
+
+
+def radial_spectrum(images: Tensor) -> Tensor:
+    """(k,) the mean of `radial_spectra` over the images."""
+    return radial_spectra(images).mean(dim=0)
 
 
 def decibels(power: Tensor) -> Tensor:
@@ -36,31 +43,47 @@ def decibels(power: Tensor) -> Tensor:
 
 def spectral_distance(images: Tensor, truth: Tensor) -> float:
     """Root mean square difference in dB of the radial spectra, each frequency counting the same; 0 is equal."""
-    return float((decibels(radial_spectrum(images)) - decibels(radial_spectrum(truth))).square().mean().sqrt())
+    return apart(radial_spectrum(images), radial_spectrum(truth))
+
+
+def apart(power: Tensor, other: Tensor) -> float:
+    """Root mean square difference in dB of two spectra (k,)."""
+    return float((decibels(power) - decibels(other)).square().mean().sqrt())
 
 
 class Spectrum(Metric):
     """Distance of the generated pictures' radial power spectrum to that of real ones, beside bicubic's."""
 
     def compute(self, evaluation: Evaluation) -> list[Figure]:
-        truth = evaluation.truth
-        others = {"autoencoder bound": evaluation.reconstructions}
+        count = evaluation.distinct
+        powers = {"held-out pictures": evaluation.truth, "samples": evaluation.generated}
         if evaluation.baseline is not None:
-            others = {"bicubic": evaluation.baseline[: len(truth)], **others}
-        sets = {"held-out pictures": truth, "samples": evaluation.generated, **others}
-        curves = {name: tuple(decibels(radial_spectrum(images)).tolist()) for name, images in sets.items()}
+            powers["bicubic"] = evaluation.baseline[:count]
+        powers["reconstruction"] = evaluation.reconstructions
+        spectra = {name: radial_spectra(images) for name, images in powers.items()}
+        truth, own = spectra["held-out pictures"], spectra["samples"]
+        others = {name: power for name, power in spectra.items() if name not in ("held-out pictures", "samples")}
+
+        def difference(other: Tensor) -> tuple[float, float]:
+            def statistic(rows: Tensor) -> float:
+                real = truth[rows].mean(0)
+                return apart(own[rows].mean(0), real) - apart(other[rows].mean(0), real)
+
+            return bootstrap_interval(statistic, evaluation.groups[:count], seed=evaluation.seed)
+
         return [
             evaluation.figure(
                 "spectrum",
-                spectral_distance(evaluation.generated, truth),
+                apart(own.mean(0), truth.mean(0)),
                 title="spectrum distance",
                 unit="dB",
                 better="lower",
-                beside={name: spectral_distance(images, truth) for name, images in others.items()},
+                beside={name: apart(power.mean(0), truth.mean(0)) for name, power in others.items()},
+                differences={name: difference(power) for name, power in others.items()},
                 baseline="bicubic" if evaluation.baseline is not None else None,
-                note="How far the power at each spatial frequency is from that of real pictures. Blur lacks power at high "
+                note="How far the power at each spatial frequency is from that of real images. Blur lacks power at high "
                 "frequencies, noise has too much; 0 is the same amount of detail.",
-                series=curves,
-                axes=("cycles a picture", "power (dB)"),
+                series={name: tuple(decibels(power.mean(0)).tolist()) for name, power in spectra.items()},
+                axes=("cycles an image", "power (dB)"),
             )
         ]

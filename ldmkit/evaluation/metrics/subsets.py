@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldmkit.conditioning import Batch
 from ldmkit.data import Judge
-from ldmkit.evaluation.context import Evaluation
+from ldmkit.evaluation.context import Evaluation, Scores
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
 
@@ -37,7 +37,7 @@ class Subsets(Metric):
         count = min(self.count, evaluation.n)
         slots = _there(evaluation)
         every = frozenset(slots)
-        found: dict[tuple[str, Subset], Tensor] = {}
+        found: dict[tuple[str, Subset], Scores] = {}
         for kept in _subsets(slots):
             if kept != every and frozenset(conditioners) - kept not in conditioners.dropout.trained:
                 continue
@@ -51,19 +51,20 @@ class Subsets(Metric):
             if (slot, frozenset({slot})) in found
         ]
 
-    def _figure(self, evaluation: Evaluation, slot: str, scores: Mapping[Subset, Tensor]) -> Figure:
+    def _figure(self, evaluation: Evaluation, slot: str, scores: Mapping[Subset, Scores]) -> Figure:
         every = frozenset(_there(evaluation))
         alone = scores[frozenset({slot})]
-        beside = {"all given": float(scores[every].mean())} if len(every) > 1 else {}
+        beside = {"all given": scores[every]} if len(every) > 1 else {}
         beside |= {
-            f"without {'+'.join(s for s in _there(evaluation) if s not in kept)}": float(score.mean())
+            f"without {'+'.join(s for s in _there(evaluation) if s not in kept)}": score
             for kept, score in scores.items()
             if 1 < len(kept) < len(every)
         }
         judge = _judge(evaluation, slot)
         return evaluation.figure(
             "subsets",
-            alone,
+            alone.values,
+            rows=alone.rows,
             title=f"{'fidelity' if judge is None else judge.name}, given alone",
             slot=slot,
             unit="" if judge is None else "fraction",
@@ -117,8 +118,8 @@ def _judge(evaluation: Evaluation, slot: str) -> Judge | None:
     return next((judge for field in fields if (judge := evaluation.train.source.judge(field)) is not None), None)
 
 
-def _obeyed(evaluation: Evaluation, slot: str, images: Tensor) -> Tensor | None:
-    """(m,) how well `images` obey the slot's conditions of the first rows; None where nobody can say."""
+def _obeyed(evaluation: Evaluation, slot: str, images: Tensor) -> Scores | None:
+    """How well `images` obey the slot's conditions of the first rows; None where nobody can say."""
     batch = evaluation.batch.select(range(len(images)))
     rows = [row for row in range(len(images)) if batch.present[slot][row]]
     if not rows:
@@ -126,10 +127,10 @@ def _obeyed(evaluation: Evaluation, slot: str, images: Tensor) -> Tensor | None:
     evaluation.check()
     if (judge := _judge(evaluation, slot)) is not None:
         samples: list[Mapping[str, Any]] = [evaluation.samples[row] for row in rows]
-        return judge.score(images[rows], samples).float().cpu()
+        return Scores(judge.score(images[rows], samples).float().cpu(), torch.tensor(rows))
     prepared = batch.select(rows).prepared[slot]
     assert prepared is not None
     there = {name: value.to(evaluation.device) for name, value in prepared.items()}
     with torch.no_grad():
         score = evaluation.model.conditioners.examiner(slot).fidelity(images[rows].to(evaluation.device), there)
-    return None if score is None else score.float().cpu()
+    return None if score is None else Scores(score.float().cpu(), torch.tensor(rows))

@@ -25,6 +25,8 @@ class VariationalBound(Metric):
         count: held-out pictures.
     """
 
+    asks = "model"
+
     def __init__(self, *, steps: int = 100, count: int = 64) -> None:
         self.steps, self.count = steps, count
 
@@ -44,7 +46,7 @@ class VariationalBound(Metric):
                 title="variational bound",
                 unit="bits/dim",
                 better="lower",
-                beside={"prior": float(prior.mean()), "chain": float(chain.mean()), "last step": float(last.mean())},
+                beside={"prior": prior, "chain": chain, "last step": last},
                 note=f"An upper bound on what telling a held-out {what} costs, given its conditions, with a chain of "
                 f"{self.steps} steps; beside it what it is the sum of."
                 + ("" if pixels else " It compares between models of the same autoencoder and scale alone."),

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ldmkit.evaluation.report import figures, sections
+from ldmkit.evaluation.report import evaluations, figures, sections
 from ldmkit.evaluation.report.record import Record, read
 from ldmkit.evaluation.report.tables import duration
 
@@ -46,6 +46,7 @@ def page(record: Record, place: str) -> str:
         ("alarms", "Alarms", sections.alarms(record)),
         ("pictures", "Pictures", sections.pictures(record)),
         ("figures", "Figures", figures.figures(record)),
+        ("evaluations", "Other settings", evaluations.evaluations(record)),
         ("training", "Training", sections.training(record)),
         ("model", "Model", sections.model(record)),
         ("data", "Data", sections.data(record)),
@@ -88,12 +89,15 @@ def summary(record: Record) -> str:
     size = data.get("size")
     shape = " x ".join(str(side) for side in size) if isinstance(size, list) else f"{size} x {size}" if size else ""
     kind = {"vq": "VQ", "kl": "KL"}.get(str(autoencoder.get("type")), str(autoencoder.get("type", "")))
+    alone = "train" not in recipe and bool(autoencoder.get("train"))
     parts = [
-        f"A latent diffusion model conditioned on {', '.join(slots)}"
+        f"A {kind} autoencoder"
+        if alone
+        else f"A latent diffusion model conditioned on {', '.join(slots)}"
         if slots
         else "An unconditional latent diffusion model",
         f"for {shape} pictures ({data.get('type')})" if shape else "",
-        f"in the latent space of a {kind} autoencoder" if kind else "",
+        f"in the latent space of a {kind} autoencoder" if kind and not alone else "",
     ]
     seconds = record.status.get("seconds")
     took = f" Trained and evaluated in {duration(seconds)}." if isinstance(seconds, int | float) else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from ldmkit.evaluation.report.record import Curve
@@ -15,16 +16,37 @@ MOST_POINTS = 300
 COLOURS = 6
 
 
-def line_chart(curves: Mapping[str, Curve], *, title: str, x_label: str = "step", log: bool | None = None) -> str:
-    """A figure with one line a curve. `log` None chooses: a logarithmic axis for positive values over a wide range."""
+@dataclass
+class Band:
+    """A curve and its 95 % interval (x, low, high) where there is one."""
+
+    curve: Curve
+    bounds: list[tuple[float, float, float]]
+
+
+def line_chart(
+    curves: Mapping[str, Curve],
+    *,
+    title: str,
+    x_label: str = "step",
+    log: bool | None = None,
+    bounds: Sequence[tuple[float, float, float]] = (),
+) -> str:
+    """A figure with one line a curve. `log` None chooses: a logarithmic axis for positive values over a wide range.
+
+    `bounds` (x, low, high) are drawn as bars: the intervals of the first curve.
+    """
     drawn = {name: curve for name, curve in curves.items() if curve}
     if not drawn:
         return ""
     values = [y for curve in drawn.values() for _, y in curve]
     if log is None:
         log = min(values) > 0 and max(values) / min(values) > 20
+    values += [end for _, low, high in bounds for end in (low, high)]
     plane = _Plane([x for curve in drawn.values() for x, _ in curve], values, log=log and min(values) > 0)
-    lines = "".join(_line(curve, plane, index % COLOURS) for index, curve in enumerate(drawn.values()))
+    lines = "".join(_bar(bound, plane) for bound in bounds) + "".join(
+        _line(curve, plane, index % COLOURS) for index, curve in enumerate(drawn.values())
+    )
     legend = "".join(
         f'<span class="key k{index % COLOURS}">{escape(name) if len(drawn) > 1 else "last"} <b>{short(curve[-1][1])}</b></span>'
         for index, (name, curve) in enumerate(drawn.items())
@@ -90,6 +112,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 def short(value: float) -> str:
     """A number for a tick or a legend: 1.5k, 0.021, 3e-05."""
     size = abs(value)
+    if size == 0:
+        return "0"  # and never -0
     if size >= 1e6 or 0 < size < 1e-3:
         return f"{value:.2g}"
     if size >= 1000:
@@ -114,6 +138,12 @@ def averaged(curve: Curve, reach: int) -> Curve:
         window = curve[index - near : index + near + 1]
         out.append((x, sum(y for _, y in window) / len(window)))
     return out
+
+
+def _bar(bound: tuple[float, float, float], plane: _Plane) -> str:
+    x, low, high = bound
+    (left, bottom), (_, top) = plane.place(x, low), plane.place(x, high)
+    return f'<line class="interval" x1="{left:.1f}" x2="{left:.1f}" y1="{bottom:.1f}" y2="{top:.1f}"/>'
 
 
 def _line(curve: Curve, plane: _Plane, colour: int) -> str:

@@ -8,6 +8,7 @@ from ldmkit.evaluation.report.charts import comparison, line_chart
 from ldmkit.evaluation.report.record import Curve, Record
 from ldmkit.evaluation.report.tables import duration, plain
 from ldmkit.evaluation.results import Figure, Results
+from ldmkit.evaluation.verdicts import conclusion
 
 HEROES = 4
 
@@ -16,9 +17,10 @@ def result(record: Record) -> str:
     """The figures a reader asks for first, each beside its baseline."""
     if record.results is None or not record.results.figures:
         return '<p class="soft">This run has not been evaluated.</p>'
+    said = conclusion(record.results)
     return (
-        f'<div class="heroes">{"".join(_hero(figure) for figure in heroes(record.results))}</div>{_how(record.results)}'
-    )
+        f'<p class="conclusion">{escape(said)}</p>' if said else ""
+    ) + f'<div class="heroes">{"".join(_hero(figure) for figure in heroes(record.results))}</div>{_how(record.results)}'
 
 
 def heroes(results: Results) -> list[Figure]:
@@ -46,21 +48,20 @@ def _value(figure: Figure) -> str:
 
 
 def _verdict(figure: Figure) -> str:
-    beats = figure.beats_baseline()
-    if beats is None:
+    verdict = figure.verdict()
+    if verdict is None:
         return f'<span class="chip">{figure.better} is better</span>'
-    name = escape(figure.baseline or "")
-    if beats:
-        return f'<span class="chip good">better than {name}</span>'
-    return f'<span class="chip bad">not better than {name}</span>'
+    kind = {"better": " good", "worse": " bad", "no difference": ""}[verdict]
+    return f'<span class="chip{kind}">{escape(figure.judgement())}</span>'
 
 
 def _how(results: Results) -> str:
+    sources = f", over {results.sources} source images" if results.sources else ""
     parts = [f"{results.n} samples, seeds from {results.seed}, no selection"]
     parts += [f"{name} {plain(value)}" for name, value in results.sampling.items()]
     if results.seconds:
         parts.append(f"evaluated in {duration(results.seconds)}")
-    return f'<p class="small soft">{escape(", ".join(parts))}. Intervals are 95 %, over pictures.</p>'
+    return f'<p class="small soft">{escape(", ".join(parts))}. Intervals are 95 %{sources}.</p>'
 
 
 def figures(record: Record) -> str:
@@ -91,7 +92,7 @@ def _card(figure: Figure) -> str:
     return (
         f'<div class="card"><h3>{escape(figure.label)}</h3>{_value(figure)}{_verdict(figure)}{plot}{curves}'
         f'<p class="small soft">{escape(figure.note)}</p>'
-        f'<p class="small soft">n = {figure.n}, seed {figure.seed}; {figure.better} is better</p></div>'
+        f'<p class="small soft">{escape(figure.counted)}, seed {figure.seed}; {figure.better} is better</p></div>'
     )
 
 
@@ -101,7 +102,7 @@ def suspicions(results: Results) -> list[str]:
     for figure in results.figures:
         if figure.name == "conditioning-gain" and figure.interval is not None and figure.interval[0] <= 0:
             out.append(
-                f"The model may not listen to {figure.slot}: the interval of its conditioning gain includes zero."
+                f"The model may not listen to {figure.slot}: the interval of its conditioning gain includes none at all."
             )
         real = figure.beside.get("held-out pictures")
         if figure.name == "judge" and real is not None and real < 0.95:

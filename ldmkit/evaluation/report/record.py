@@ -16,6 +16,7 @@ from PIL import Image
 
 from ldmkit.errors import CheckpointError, DataError
 from ldmkit.evaluation.results import Picture, Results
+from ldmkit.evaluation.store import Kept, combined, kept
 
 Curve = list[tuple[float, float]]  # (step, value)
 
@@ -39,11 +40,12 @@ class Record:
     alarms: list[str]
     results: Results | None
     pictures: list[tuple[Picture, str]] = field(default_factory=list)  # with its data URI
+    evaluations: list[Kept] = field(default_factory=list)  # all that were kept, the oldest first
 
 
 def read(path: Path) -> Record:
     """Reads ``recipe.resolved.yaml`` and, where they are, ``status.json``, ``plan.json``, ``versions.json``, ``metrics.jsonl``,
-    ``evaluation.json`` and ``samples/*.png``.
+    ``evaluation.json``, ``evaluations/*`` and ``samples/*.png``.
 
     Raises `CheckpointError` where `path` is no run directory. Damaged files other than the recipe count as absent; that they are
     damaged is among the alarms.
@@ -58,7 +60,10 @@ def read(path: Path) -> Record:
     damaged: list[str] = []
     status = _mapping(_json(path / "status.json", damaged))
     curves, alarms = _metrics(path / "metrics.jsonl")
+    evaluations = kept(path, damaged)
     results = _results(path / "evaluation.json", damaged)
+    if results is not None:
+        results = combined(results, [each.results for each in evaluations])
     return Record(
         path=path,
         name=str(recipe.get("name") or path.name),
@@ -71,6 +76,7 @@ def read(path: Path) -> Record:
         alarms=[*damaged, *map(str, status.get("alarms") or ()), *alarms],
         results=results,
         pictures=_pictures(path, results),
+        evaluations=evaluations,
     )
 
 

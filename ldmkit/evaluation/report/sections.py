@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from ldmkit.evaluation.next_commands import next_commands
 from ldmkit.evaluation.report.charts import line_chart
 from ldmkit.evaluation.report.figures import suspicions
 from ldmkit.evaluation.report.record import Curve, Record
@@ -111,19 +111,7 @@ def data(record: Record) -> str:
 
 def commands(record: Record, place: str) -> str:
     """What to do next, ready to paste."""
-    run = shlex.quote(place)
-    examples = (record.results.data.get("examples") if record.results else None) or {}
-    slots = record.recipe.get("conditioners")
-    conditions = ""
-    for slot in slots if isinstance(slots, Mapping) else ():
-        conditions += " --condition " + shlex.quote(f"{slot}={examples.get(slot, 'VALUE')}")
-    lines = [
-        f"ldmkit sample {run}{conditions} -n 4",
-        f"ldmkit evaluate {run}",
-        f"ldmkit report {run}",
-        f"ldmkit export {run} --format diffusers --to exported/",
-        f"ldmkit run {shlex.quote(place + '/recipe.resolved.yaml')} --out runs/again",
-    ]
+    lines = [line.command for line in next_commands(place, record.recipe, record.results)]
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ldmkit.errors import CheckpointError, LdmkitError
+from ldmkit.interop.compvis import defaults
+from ldmkit.interop.compvis.defaults import Params
 from ldmkit.interop.sanity import bounded, grouped
 from ldmkit.recipe import strict_yaml
 
@@ -23,10 +25,8 @@ _UNET_OFF: Json = {
     "conv_resample": True,
     "use_new_attention_order": False,
     "n_embed": None,
-    "disable_self_attentions": None,
     "num_attention_blocks": None,
     "disable_middle_self_attn": False,
-    "disable_middle_transformer": False,
 }
 _NETWORK_OFF: Json = {"tanh_out": False, "resamp_with_conv": True, "give_pre_end": False}
 
@@ -90,49 +90,50 @@ def autoencoder(stage: Target) -> Json:
     kind = AUTOENCODERS[stage.short]
     if kind == "identity":
         return {"type": kind}
-    network = stage.params.get("ddconfig")
-    if not isinstance(network, Mapping):
-        raise CheckpointError(f"{stage.name} has no ddconfig in the configuration")
+    params = Params(stage.params, defaults.FIRST_STAGE, "first stage")
+    if not isinstance(params["ddconfig"], Mapping):
+        raise CheckpointError(f"the ddconfig of {stage.name} in the configuration is no mapping")
+    network = Params(params["ddconfig"], defaults.NETWORK, "ddconfig")
     _refuse(network, _NETWORK_OFF, "autoencoder")
     bounded(network, ("num_res_blocks", "ch_mult"), "ddconfig")
-    width = _need(network, "z_channels", "ddconfig")
-    if stage.params.get("embed_dim", width) != width:
+    width = network["z_channels"]
+    if params["embed_dim"] != width:
         raise CheckpointError(
-            f"embed_dim {stage.params['embed_dim']} differs from z_channels {width}; ldmkit has one latent width"
+            f"embed_dim {params['embed_dim']} differs from z_channels {width}; ldmkit has one latent width"
         )
-    if bool(network.get("double_z", True)) != (kind == "kl"):
-        raise CheckpointError(f"double_z {network.get('double_z', True)} does not go with {stage.short}")
-    if stage.params.get("remap") is not None:
+    if bool(network["double_z"]) != (kind == "kl"):
+        raise CheckpointError(f"double_z {network['double_z']} does not go with {stage.short}")
+    if params["remap"] is not None:
         raise CheckpointError("a codebook with `remap` (a used subset of codes) is not read")
-    if network.get("out_ch", network.get("in_channels", 3)) != network.get("in_channels", 3):
+    if network["out_ch"] != network["in_channels"]:
         raise CheckpointError("an autoencoder whose output has other channels than its input is not read")
     options: Json = {"type": kind, "latent_channels": width, **_network(network)}
     if kind == "vq":
         # The released code weights the codebook term by beta and the commitment term by 1 ("legacy").
-        options |= {"codebook": _need(stage.params, "n_embed", "first stage"), "swapped": True}
+        options |= {"codebook": params["n_embed"], "swapped": True}
     return options
 
 
-def _network(network: Mapping[str, Any]) -> Json:
-    multipliers = list(network.get("ch_mult", (1, 2, 4, 8)))
-    grouped([_need(network, "ch", "ddconfig") * factor for factor in (1, *multipliers)], GROUPS, "autoencoder")
-    resolution = int(_need(network, "resolution", "ddconfig"))
+def _network(network: Params) -> Json:
+    multipliers = list(network["ch_mult"])
+    grouped([network["ch"] * factor for factor in (1, *multipliers)], GROUPS, "autoencoder")
+    resolution = int(network["resolution"])
     sides = [resolution // 2**level for level in range(len(multipliers))]
-    kind = "linear" if network.get("use_linear_attn") else network.get("attn_type", "vanilla")
+    kind = "linear" if network["use_linear_attn"] else network["attn_type"]
     kind = "vanilla" if kind == "vanilla-xformers" else kind
     attends = kind != "none"
     return {
-        "image_channels": network.get("in_channels", 3),
+        "image_channels": network["in_channels"],
         "downsample": 2 ** (len(multipliers) - 1),
-        "channels": _need(network, "ch", "ddconfig"),
+        "channels": network["ch"],
         "multipliers": multipliers,
-        "blocks": _need(network, "num_res_blocks", "ddconfig"),
+        "blocks": network["num_res_blocks"],
         # Sides that no level has are without effect in the original.
-        "attention": [side for side in network.get("attn_resolutions", ()) if side in sides] if attends else [],
+        "attention": [side for side in network["attn_resolutions"] if side in sides] if attends else [],
         "resolution": resolution,
         "attention_type": kind,
         "middle_attention": attends,
-        "dropout": float(network.get("dropout", 0.0)),
+        "dropout": float(network["dropout"]),
         "groups": GROUPS,
     }
 
@@ -142,46 +143,77 @@ def denoiser(network: Target, heads: int | None = None) -> Json:
     params = network.params
     if network.short != "UNetModel":
         raise CheckpointError(f"no UNet of ldmkit is like {network.name}; UNetModel is read")
+    params = Params(network.params, defaults.UNET, "unet_config")
+    known = {*defaults.UNET, *defaults.UNET_NEEDED, *defaults.UNET_WITHOUT_EFFECT}
+    if unknown := sorted(set(params) - known):
+        raise CheckpointError(
+            f"the unet_config says {', '.join(unknown)}, which the original's UNetModel does not have"
+        )
     _refuse(params, _UNET_OFF, "UNet")
+    if params["num_heads_upsample"] not in (-1, params["num_heads"]):
+        raise CheckpointError("a UNet with other heads on the way up (num_heads_upsample) is not read")
     bounded(params, ("num_res_blocks", "transformer_depth", "channel_mult"), "unet_config")
-    multipliers = list(params.get("channel_mult", (1, 2, 4, 8)))
-    grouped([_need(params, "model_channels", "unet_config") * factor for factor in (1, *multipliers)], GROUPS, "UNet")
+    multipliers = list(params["channel_mult"])
+    grouped([params["model_channels"] * factor for factor in (1, *multipliers)], GROUPS, "UNet")
     factors = [2**level for level in range(len(multipliers))]
-    classes = params.get("num_classes")
-    if classes is not None and not isinstance(classes, int):
-        raise CheckpointError(f"a UNet with num_classes {classes!r} is not read; a number is")
-    transformer = bool(params.get("use_spatial_transformer", False))
-    context = params.get("context_dim") if transformer else None
+    transformer = bool(params["use_spatial_transformer"])
+    context = params["context_dim"] if transformer else None
     context = context[0] if isinstance(context, list) and len(context) == 1 else context
+    # Factors of down-sampling that no level has are without effect in the original.
+    attention = [int(factor) for factor in params["attention_resolutions"] if factor in factors]
     return {
-        "in_channels": _need(params, "in_channels", "unet_config"),
-        "out_channels": _need(params, "out_channels", "unet_config"),
+        "in_channels": params["in_channels"],
+        "out_channels": params["out_channels"],
         "context_width": context,
-        "channels": _need(params, "model_channels", "unet_config"),
+        "channels": params["model_channels"],
         "multipliers": multipliers,
-        "blocks": _need(params, "num_res_blocks", "unet_config"),
-        # Factors of down-sampling that no level has are without effect in the original.
-        "attention": [
-            int(factor) for factor in _need(params, "attention_resolutions", "unet_config") if factor in factors
-        ],
+        "blocks": params["num_res_blocks"],
+        "attention": attention,
         **_heads(params, heads),
-        "transformer_depth": params.get("transformer_depth", 1),
-        "dropout": float(params.get("dropout", 0.0)),
+        "transformer_depth": params["transformer_depth"],
+        "dropout": float(params["dropout"]),
         "variant": {
-            "scale_shift": bool(params.get("use_scale_shift_norm", False)),
-            "resample_blocks": bool(params.get("resblock_updown", False)),
-            "linear_projection": bool(params.get("use_linear_in_transformer", False)),
+            "scale_shift": bool(params["use_scale_shift_norm"]),
+            "resample_blocks": bool(params["resblock_updown"]),
+            "linear_projection": bool(params["use_linear_in_transformer"]),
             "self_transformer": transformer and context is None,
             "groups": GROUPS,
-            "classes": classes,
+            "only_cross_attention": _only_cross(params, factors, attention),
+            **_labels(params),
         },
     }
 
 
-def _heads(params: Mapping[str, Any], heads: int | None) -> Json:
+def _only_cross(params: Params, factors: list[int], attention: list[int]) -> list[int]:
+    """The levels whose transformers read tokens twice (`disable_self_attentions`, one entry a level)."""
+    said = params["disable_self_attentions"]
+    if said is None:
+        return []
+    if not isinstance(said, list) or len(said) != len(factors):
+        raise CheckpointError(
+            f"disable_self_attentions is {said!r}; it has one entry for each of {len(factors)} levels"
+        )
+    return [factor for factor, disabled in zip(factors, said, strict=True) if disabled and factor in attention]
+
+
+def _labels(params: Params) -> Json:
+    """`num_classes`: rows of a table, or `sequential` for a vector that two layers map."""
+    match params["num_classes"]:
+        case None:
+            return {"classes": None}
+        case bool():
+            pass
+        case int() as rows:
+            return {"classes": rows}
+        case "sequential":
+            return {"classes": None, "vector": params["adm_in_channels"]}
+    raise CheckpointError(f"a UNet with num_classes {params['num_classes']!r} is not read; a number and sequential are")
+
+
+def _heads(params: Params, heads: int | None) -> Json:
     if heads is not None:
         return {"heads": heads}
-    width, count = params.get("num_head_channels", -1), params.get("num_heads", -1)
+    width, count = params["num_head_channels"], params["num_heads"]
     if width != -1:
         return {"head_width": width}
     if count == -1:
@@ -189,40 +221,35 @@ def _heads(params: Mapping[str, Any], heads: int | None) -> Json:
     return {"heads": count}
 
 
-def diffusion(params: Mapping[str, Any]) -> Json:
+def diffusion(given: Mapping[str, Any]) -> Json:
     """`ldmkit.diffusion.make(**options)` of the original's LatentDiffusion."""
-    prediction = params.get("parameterization", "eps")
+    params = Params(given, defaults.LATENT_DIFFUSION, "params")
+    prediction = params["parameterization"]
     if prediction not in ("eps", "x0", "v"):
         raise CheckpointError(f"parameterization {prediction!r} is not read; eps, x0 and v are")
     return {
         "schedule": _schedule(params),
         "prediction": prediction,
-        "loss": params.get("loss_type", "l2"),
-        "elbo": float(params.get("original_elbo_weight", 0.0)),
-        "learn_logvar": bool(params.get("learn_logvar", False)),
-        "logvar": float(params.get("logvar_init", 0.0)),
+        "loss": params["loss_type"],
+        "elbo": float(params["original_elbo_weight"]),
+        "learn_logvar": bool(params["learn_logvar"]),
+        "logvar": float(params["logvar_init"]),
     }
 
 
-def _schedule(params: Mapping[str, Any]) -> Json:
-    if (betas := params.get("given_betas")) is not None:
+def _schedule(params: Params) -> Json:
+    if (betas := params["given_betas"]) is not None:
         return {"type": "given", "betas": list(betas)}
-    name, timesteps = params.get("beta_schedule", "linear"), int(params.get("timesteps", 1000))
+    name, timesteps = params["beta_schedule"], int(params["timesteps"])
     if name not in SCHEDULES:
         raise CheckpointError(f"no schedule is called {name!r} in the original; it has {', '.join(SCHEDULES)}")
     if name == "cosine":
-        return {"type": "cosine", "offset": float(params.get("cosine_s", 8e-3)), "timesteps": timesteps}
-    start, end = float(params.get("linear_start", 1e-4)), float(params.get("linear_end", 2e-2))
+        return {"type": "cosine", "offset": float(params["cosine_s"]), "timesteps": timesteps}
+    start, end = float(params["linear_start"]), float(params["linear_end"])
     return {"type": SCHEDULES[name], "start": start, "end": end, "timesteps": timesteps}
 
 
-def _refuse(params: Mapping[str, Any], off: Mapping[str, Any], what: str) -> None:
+def _refuse(params: Params, off: Mapping[str, Any], what: str) -> None:
     for name, value in off.items():
-        if name in params and params[name] != value and (params[name] or value):
+        if params[name] != value and (params[name] or value):
             raise CheckpointError(f"the {what}'s option {name}: {params[name]!r} is not what ldmkit can represent")
-
-
-def _need(params: Mapping[str, Any], name: str, where: str) -> Any:
-    if name not in params:
-        raise CheckpointError(f"the configuration's {where} has no {name}")
-    return params[name]

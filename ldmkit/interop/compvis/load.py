@@ -12,7 +12,7 @@ from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import UsageError
 from ldmkit.interop.assembling import finish_autoencoder, on_meta
 from ldmkit.interop.compvis import config as original
-from ldmkit.interop.compvis.reader import EMA, Imported, Reader, Weights, flat, own, with_leftovers
+from ldmkit.interop.compvis.reader import EMA, Imported, Reader, Weights, flat, own, with_leftovers, without_prefix
 from ldmkit.interop.report import KeyReport, match
 from ldmkit.interop.safe_reading.tensors import check_finite, read_tensors
 from ldmkit.interop.sanity import sane
@@ -71,7 +71,7 @@ def import_compvis(
         raise UsageError(
             f"the configuration is of an autoencoder alone ({target.short})", hint="use load_compvis_autoencoder"
         )
-    tensors = read_tensors(checkpoint)
+    tensors = without_prefix(read_tensors(checkpoint))
     reader = Reader(target, tensors, str(checkpoint), registry or plugins.load())
     return reader.read(weights, heads, null_class, tuple(allow_partial))
 

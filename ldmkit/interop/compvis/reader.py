@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldmkit import autoencoder as autoencoders
-from ldmkit.conditioning import ForeignStage
+from ldmkit.conditioning import ForeignStage, Ports
 from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import foreign
@@ -18,6 +18,7 @@ from ldmkit.interop.assembling import assemble, latent_buffers, on_meta
 from ldmkit.interop.compvis import config as original
 from ldmkit.interop.compvis import released
 from ldmkit.interop.compvis.config import Target
+from ldmkit.interop.compvis.defaults import LATENT_DIFFUSION, Params
 from ldmkit.interop.report import KeyReport, match
 from ldmkit.interop.safe_reading.tensors import check_finite
 from ldmkit.interop.sanity import sane
@@ -44,6 +45,10 @@ IGNORED = (
     "scale_factor",
     "sqrt_",
 )
+# What files of Stable Diffusion carry and no network needs; and markers that its user interfaces look for.
+UNUSED = (".position_ids", "cond_stage_model.logit_scale", "cond_stage_model.text_projection")
+MARKERS = ("v_pred", "ztsnr")
+TABLE = "label_emb.weight"
 # A schedule stored in float32 agrees with one rebuilt in float64 to about 1e-7 of each value.
 SCHEDULE_TOLERANCE = 1e-5
 # Given to a model that has a null, so that guidance is possible, and trained on when it is fine-tuned.
@@ -71,7 +76,7 @@ class Reader:
     def __init__(self, target: Target, tensors: Mapping[str, Tensor], where: str, registry: Registry) -> None:
         self.target, self.params, self.tensors, self.where, self.registry = (
             target,
-            target.params,
+            Params(target.params, LATENT_DIFFUSION, "params"),
             tensors,
             where,
             registry,
@@ -90,16 +95,20 @@ class Reader:
             first_stage = original.autoencoder(Target.of(self.params.get("first_stage_config"), "first_stage_config"))
             network = Target.of(self.params["unet_config"], "unet_config")
             denoiser = original.denoiser(network, heads or self._true_heads(network))
-        condition = self._condition(denoiser, null_class)
+        averaged = weights == "ema" and self._averaged
+        classes = denoiser["variant"].pop("classes")
+        slots = self._slots(denoiser, null_class, None if classes is None else self._table(averaged))
         with sane():
-            config = self._config(first_stage, denoiser, condition)
-            found, report = self._collect(config, condition, weights)
-        raw = self._raw(denoiser) if weights == "ema" and self._averaged else None
-        report = report + self._condition_report(condition)
-        report = with_leftovers(report, self.tensors, known=self._other_names(denoiser, condition))
+            config = self._config(first_stage, denoiser, slots)
+            found, report = self._collect(config, slots, weights)
+        raw = self._raw(denoiser) if averaged else None
+        for slot in slots:
+            report = report + KeyReport(matched=self._matched(slot, averaged))
+        report = with_leftovers(report, self.tensors, known=self._other_names(denoiser, slots))
         report.require(allow_partial, where=self.where)
         check_finite(found, self.where)
         self._check_schedule(config["diffusion"]["schedule"])
+        self._apply_markers(config)
         model = assemble(config, found, self.registry)
         return Imported(model, report, tuple(self.notes), raw)
 
@@ -109,7 +118,7 @@ class Reader:
 
     def _true_heads(self, network: Target) -> int | None:
         """1 for the released models whose YAML is wrong about it."""
-        if network.params.get("num_head_channels", -1) == -1 or not network.params.get("use_spatial_transformer"):
+        if "num_head_channels" not in network.params or not network.params.get("use_spatial_transformer"):
             return None
         with on_meta():
             count = sum(p.numel() for p in UNet.of_widths(**original.denoiser(network)).parameters())
@@ -121,7 +130,41 @@ class Reader:
         )
         return 1
 
-    # the conditioning stage
+    # conditions
+
+    def _slots(self, denoiser: Mapping[str, Any], null_class: int | None, table: Tensor | None) -> list[foreign.Found]:
+        """The conditioning stage's, and stand-ins for what the UNet reads beside it."""
+        first = self._condition(denoiser, null_class)
+        found = [] if first is None else [first]
+        added, tokens = (
+            int(denoiser["in_channels"]) - int(denoiser["out_channels"]),
+            int(denoiser["context_width"] or 0),
+        )
+        emits = Ports() if first is None else first.conditioner.emits
+        if emits.tokens != tokens or emits.concat not in (0, added):
+            raise CheckpointError(
+                f"the UNet reads tokens of width {tokens} and {added} channels beside the latent; the conditioning stage "
+                f"gives {emits.tokens} and {emits.concat}",
+                where=self.where,
+            )
+        if added != emits.concat:
+            found.append(foreign.beside_latent(self.target.name, added, self.registry))
+        if table is not None:
+            found.append(
+                foreign.class_table(table, "noise_level" if "Upscale" in self.target.short else "class", self.registry)
+            )
+        if vector := int(denoiser["variant"].get("vector") or 0):
+            described = ForeignStage(self.target.name, {}, "vector", "vector", 0)
+            found.append(foreign.stand_in(described, vector=vector, registry=self.registry))
+        self.notes.extend(note for slot in found if slot is not first for note in slot.notes)
+        return found
+
+    def _table(self, averaged: bool) -> Tensor:
+        """The UNet's own table of classes."""
+        name = flat(f"diffusion_model.{TABLE}") if averaged else UNET + TABLE
+        if name not in self.tensors:
+            raise CheckpointError(f"the configuration has num_classes, and the checkpoint no {name}", where=self.where)
+        return self.tensors[name]
 
     def _condition(self, denoiser: Mapping[str, Any], null_class: int | None) -> foreign.Found | None:
         stage = Target.of(self.params.get("cond_stage_config", original.UNCONDITIONAL), "cond_stage_config")
@@ -140,10 +183,10 @@ class Reader:
         described = ForeignStage(
             target=stage.name,
             params=params,
-            key=str(self.params.get("cond_stage_key", "image")),
+            key=str(self.params["cond_stage_key"]),
             port="hybrid" if tokens and added else "tokens" if tokens else "concat",
             channels=added,
-            tensors=_below(COND, self.tensors) if stage.name != original.FIRST_STAGE else {},
+            tensors=self._stage_tensors() if stage.name != original.FIRST_STAGE else {},
         )
         try:
             found = foreign.find(described, self.registry)
@@ -153,17 +196,7 @@ class Reader:
             length = int(params.get("max_seq_len", params.get("max_length", 77 if tokens else 0)) or 1)
             found = foreign.stand_in(described, tokens=tokens, length=length, registry=self.registry)
         self.notes.extend(found.notes)
-        self._check_widths(found, tokens, added)
         return found
-
-    def _check_widths(self, found: foreign.Found, tokens: int, added: int) -> None:
-        emits = found.conditioner.emits
-        if (emits.tokens, emits.concat) != (tokens, added):
-            raise CheckpointError(
-                f"the UNet reads tokens of width {tokens} and {added} channels beside the latent; the conditioning stage "
-                f"gives {emits.tokens} and {emits.concat}",
-                where=self.where,
-            )
 
     def _dropout(self, condition: foreign.Found | None, denoiser: Mapping[str, Any]) -> dict[str, float]:
         """What guidance may drop. Concatenated conditions were never dropped; of classes, only where a row stands for none."""
@@ -175,13 +208,16 @@ class Reader:
             return {}
         return {condition.name: NULL_RATE}
 
+    def _stage_tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in _below(COND, self.tensors).items() if not name.endswith(".position_ids")}
+
     # the whole
 
     def _config(
-        self, first_stage: Mapping[str, Any], denoiser: Mapping[str, Any], condition: foreign.Found | None
+        self, first_stage: Mapping[str, Any], denoiser: Mapping[str, Any], slots: Sequence[foreign.Found]
     ) -> dict[str, Any]:
-        factor = int(first_stage.get("downsample", 1))
-        side = self.params.get("image_size", 256 // factor)
+        factor = int(first_stage.get("downsample", 1))  # the identity has no factor
+        side = self.params["image_size"]
         height, width = (side, side) if isinstance(side, int) else side
         self._check_latent(first_stage, denoiser)
         return {
@@ -189,8 +225,8 @@ class Reader:
             "autoencoder": dict(first_stage),
             "denoiser": dict(denoiser),
             "diffusion": original.diffusion(self.params),
-            "conditioners": {} if condition is None else {condition.name: vars(condition.slot)},
-            "dropout": self._dropout(condition, denoiser),
+            "conditioners": {slot.name: vars(slot.slot) for slot in slots},
+            "dropout": self._dropout(next((slot for slot in slots if slot.conditioner.emits.tokens), None), denoiser),
             "sampling": {"sampler": "ddim", "steps": 50, "guidance": 1.0, "spacing": "compvis", "eta": 0.0},
         }
 
@@ -202,7 +238,7 @@ class Reader:
             )
 
     def _collect(
-        self, config: Mapping[str, Any], condition: foreign.Found | None, weights: Weights
+        self, config: Mapping[str, Any], slots: Sequence[foreign.Found], weights: Weights
     ) -> tuple[dict[str, Tensor], KeyReport]:
         with on_meta():
             autoencoder = autoencoders.make(**config["autoencoder"])
@@ -217,13 +253,39 @@ class Reader:
         first, second_report = match(kept, {name: FIRST + name for name in kept}, self.tensors)
         found = {f"denoiser.{name}": value for name, value in denoiser.items()}
         found |= {f"autoencoder.{name}": value for name, value in first.items()}
-        scale = self.tensors.get("scale_factor", torch.tensor(float(self.params.get("scale_factor", 1.0))))
-        found |= {f"autoencoder.{name}": v for name, v in latent_buffers(autoencoder, float(scale)).items()}
+        found |= {f"autoencoder.{name}": v for name, v in latent_buffers(autoencoder, self._scale()).items()}
         if config["diffusion"]["learn_logvar"] and "logvar" in self.tensors:
             found["diffusion.logvar"] = self.tensors["logvar"]
-        if condition is not None:
-            found |= {f"conditioners.{condition.name}.{name}": value for name, value in condition.tensors.items()}
+        for slot in slots:
+            found |= {f"conditioners.{slot.name}.{name}": value for name, value in slot.tensors.items()}
         return found, report + second_report
+
+    def _scale(self) -> float:
+        """The factor on latents: stored where it was measured (`scale_by_std`), else the configuration's."""
+        if "scale_factor" in self.tensors:
+            return float(self.tensors["scale_factor"])
+        if self.params["scale_by_std"]:
+            raise CheckpointError(
+                "the configuration says scale_by_std, and the checkpoint has no scale_factor: how its latents are scaled is "
+                "not known",
+                where=self.where,
+                hint="write the factor that was measured in training into the YAML: scale_by_std: false, scale_factor: NUMBER",
+            )
+        return float(self.params["scale_factor"])
+
+    def _apply_markers(self, config: dict[str, Any]) -> None:
+        """Empty tensors that say how the model was trained, beside a YAML that may not."""
+        diffusion = config["diffusion"]
+        if "v_pred" in self.tensors and diffusion["prediction"] != "v":
+            self.notes.append(
+                f"the file is marked v_pred: it predicts v, and not {diffusion['prediction']} as the YAML has it"
+            )
+            diffusion["prediction"] = "v"
+        if "ztsnr" in self.tensors:
+            self.notes.append("the file is marked ztsnr: the schedule ends on noise alone (zero terminal SNR)")
+            diffusion["schedule"] = {**diffusion["schedule"], "zero_snr": True}
+        if unused := sorted(name for name in self.tensors if name.endswith(UNUSED)):
+            self.notes.append(f"not needed, and left out: {', '.join(unused)}")
 
     def _raw(self, denoiser: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """The denoiser as the optimizer left it, where the checkpoint has it whole."""
@@ -241,17 +303,20 @@ class Reader:
             return None
         return {f"denoiser.{name}": value for name, value in taken.items()}
 
-    def _condition_report(self, condition: foreign.Found | None) -> KeyReport:
-        """The conditioning stage's tensors that its conditioner took; it raised where one was missing or of another shape."""
-        return KeyReport(matched=tuple(COND + name for name in sorted(condition.read))) if condition else KeyReport()
+    def _matched(self, slot: foreign.Found, averaged: bool) -> tuple[str, ...]:
+        """The tensors that a slot's conditioner took; it raised where one was missing or of another shape."""
+        if slot.conditioner.emits.vector:
+            return (flat(f"diffusion_model.{TABLE}") if averaged else UNET + TABLE,) if slot.read else ()
+        return tuple(COND + name for name in sorted(slot.read))
 
-    def _other_names(self, denoiser: Mapping[str, Any], condition: foreign.Found | None) -> set[str]:
+    def _other_names(self, denoiser: Mapping[str, Any], slots: Sequence[foreign.Found]) -> set[str]:
         """The UNet's weights of both kinds; and the conditioning stage's, where nobody reads it or it is there twice."""
         with on_meta():
-            names = UNet.of_widths(**denoiser).state_dict()
+            names = [*UNet.of_widths(**denoiser).state_dict(), TABLE]
         known = {UNET + name for name in names} | {flat(f"diffusion_model.{name}") for name in names}
         twice = self.params.get("cond_stage_config") == original.FIRST_STAGE
-        if condition is None or condition.encoded or twice:
+        stage = next((slot for slot in slots if slot.slot.options.get("vector", 0) == 0), None)
+        if stage is None or stage.encoded or twice:
             known |= {name for name in self.tensors if name.startswith(COND)}
         return known
 
@@ -284,6 +349,15 @@ def _rounding(values: Tensor) -> float:
     return 0.0
 
 
+def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names without what a training program put before the whole model (``pl_module.model.diffusion_model...``)."""
+    found = {name[: name.index(UNET)] for name in tensors if UNET in name}
+    if len(found) != 1 or "" in found:
+        return dict(tensors)
+    (prefix,) = found
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
 def own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what ldmkit keeps of the latent's scale."""
     return {name: value for name, value in state.items() if not name.startswith("latent_")}
@@ -297,5 +371,7 @@ def with_leftovers(report: KeyReport, found: Mapping[str, Tensor], *, known: Col
     """Adds the names that nothing took; `known` ones, and those of training, were left on purpose."""
     seen = {*report.matched, *report.shapes, *report.kinds}
     left = [name for name in found if name not in seen]
-    ignored = tuple(name for name in left if name in known or name.startswith(IGNORED))
+    ignored = tuple(
+        name for name in left if name in known or name in MARKERS or name.startswith(IGNORED) or name.endswith(UNUSED)
+    )
     return report + KeyReport(unexpected=tuple(name for name in left if name not in set(ignored)), ignored=ignored)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ldmkit.interop.compvis.defaults import UNET
+
 
 @dataclass(frozen=True)
 class WrongHeads:
@@ -32,15 +34,12 @@ WRONG_HEADS = (
 
 def wrong_heads(params: Mapping[str, Any], parameters: int) -> WrongHeads | None:
     """The released model that this `unet_config` and number of UNet parameters are, if its YAML is wrong about heads."""
-    if params.get("num_head_channels", -1) != 32 or params.get("num_heads", -1) != -1:
+    said = {**UNET, **params}
+    if said["num_head_channels"] != 32 or said["num_heads"] != -1:
         return None
-    found: tuple[Any, ...] = (
-        params.get("model_channels"),
-        tuple(params.get("channel_mult", ())),
-        params.get("context_dim"),
-        params.get("transformer_depth", 1),
-        parameters,
-    )
+    names = ("channel_mult", "context_dim", "transformer_depth")
+    multipliers, context, depth = (said[name] for name in names)
+    found: tuple[Any, ...] = (said.get("model_channels"), tuple(multipliers), context, depth, parameters)
     known: dict[tuple[Any, ...], WrongHeads] = {
         (m.channels, m.multipliers, m.context, m.depth, m.parameters): m for m in WRONG_HEADS
     }

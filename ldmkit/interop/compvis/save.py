@@ -56,9 +56,7 @@ def save_compvis(model: LatentDiffusion, folder: str | Path, raw: Mapping[str, T
 
 def compvis_of(model: LatentDiffusion, raw: Mapping[str, Tensor] | None = None) -> tuple[Json, dict[str, Tensor]]:
     """The original's configuration and state dict of a model."""
-    unet, grid = core_unet(model, refuse), model.latent_shape(model.size)
-    if grid[1] != grid[2]:
-        raise refuse(f"its training images are {model.size[0]} x {model.size[1]}; the original's are square")
+    unet, grid = core_unet(model, refuse), _square(model)
     params, tensors = _process(model.diffusion.config, model.diffusion.schedule)
     params |= {
         "image_size": grid[1],
@@ -82,6 +80,24 @@ def compvis_of(model: LatentDiffusion, raw: Mapping[str, Tensor] | None = None) 
     tensors |= {COND + name: value for name, value in stage_tensors.items()}
     config = {"model": {"base_learning_rate": 1.0e-06, "target": LDM, "params": {**params, **stage}}}
     return config, {name: value.clone().contiguous() for name, value in tensors.items()}
+
+
+def check_compvis(model: LatentDiffusion) -> None:
+    """Raises UsageError with the reason where the original's layout cannot hold the model, which may be on meta."""
+    _square(model)
+    _process(model.diffusion.config, model.diffusion.schedule)
+    _scale(model.autoencoder)
+    _unet(model.denoiser)
+    _first_stage(model.autoencoder)
+    _condition(model)
+
+
+def _square(model: LatentDiffusion) -> tuple[int, ...]:
+    """The latent's shape."""
+    grid = model.latent_shape(model.size)
+    if grid[1] != grid[2]:
+        raise refuse(f"its training images are {model.size[0]} x {model.size[1]}; the original's are square")
+    return grid
 
 
 def _process(config: Mapping[str, Any], schedule: Schedule) -> tuple[Json, dict[str, Tensor]]:
@@ -124,6 +140,12 @@ def _unet(unet: UNet) -> Json:
     config, variant, levels = unet.config, unet.variant, resolve_levels(unet.config)
     if variant.plain_attention:
         raise refuse("its UNet has plain attention beside its transformers")
+    if config["shortcut"]:
+        raise refuse("its UNet has a linear shortcut (denoiser.shortcut)")
+    if variant.vector is not None:
+        raise refuse("its UNet maps a vector to the time embedding, for which the paper's code has no condition")
+    if variant.time is not None:
+        raise refuse("its UNet embeds something else than the timestep")
     attending = [level for i, level in enumerate(levels) if level.attends or i == len(levels) - 1]
     counts, widths = {level.heads for level in attending}, {level.width // level.heads for level in attending}
     if len(counts) > 1 and len(widths) > 1:
@@ -150,6 +172,8 @@ def _unet(unet: UNet) -> Json:
         params["transformer_depth"] = depths.pop() if len(depths) == 1 else [level.depth for level in levels]
     if variant.linear_projection:
         params["use_linear_in_transformer"] = True
+    if variant.only_cross_attention:
+        params["disable_self_attentions"] = [level.only_cross for level in levels]
     if variant.classes is not None:
         params["num_classes"] = variant.classes
     return {"target": OPENAI, "params": params}
@@ -160,6 +184,10 @@ def _first_stage(autoencoder: Autoencoder) -> Json:
     if config["type"] == "identity":
         return {"target": "ldm.models.autoencoder.IdentityFirstStage", "params": {}}
     _check_groups(autoencoder, "autoencoder")
+    if config["middle_attention"] not in (True, False):
+        raise refuse(f"its autoencoder attends in the middle of the {config['middle_attention']} alone")
+    if not isinstance(config["blocks"], int):
+        raise refuse("its autoencoder has different numbers of blocks at different levels")
     if config["attention"] and not config["middle_attention"]:
         raise refuse("its autoencoder attends at some levels and not in the middle")
     if config["shortcut"]:

@@ -75,16 +75,19 @@ class Interleaved:
 Rule = Rename | Interleaved
 
 
-def unet_rules(unet: UNet) -> list[Rule]:
-    """Of a UNet2DModel, or a UNet2DConditionModel where the UNet reads tokens."""
+def unet_rules(unet: UNet, vector: str = "add_embedding.") -> list[Rule]:
+    """Of a UNet2DModel, or a UNet2DConditionModel where the UNet reads tokens; `vector`: what maps the vector port there."""
     rules: list[Rule] = [
         Rename("time_embed.0.", "time_embedding.linear_1."),
         Rename("time_embed.2.", "time_embedding.linear_2."),
         Rename("input_blocks.0.0.", "conv_in."),
         Rename("out.0.", "conv_norm_out."),
         Rename("out.2.", "conv_out."),
-        Rename("label_emb.", "class_embedding."),
     ]
+    if unet.variant.vector is None:
+        rules.append(Rename("label_emb.", "class_embedding."))
+    else:
+        rules += [Rename("label_emb.0.0.", f"{vector}linear_1."), Rename("label_emb.0.2.", f"{vector}linear_2.")]
     for place, stage in _places(unet):
         rules.extend(_stage_rules(*place, stage))
     middle = ("mid_block.resnets.0.", "mid_block.attentions.0.", "mid_block.resnets.1.")

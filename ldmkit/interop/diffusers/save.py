@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import LdmkitError
 from ldmkit.interop.assembling import core_unet
 from ldmkit.interop.compvis import text_stages
-from ldmkit.interop.diffusers import config as configs
+from ldmkit.interop.diffusers import describe as configs
 from ldmkit.interop.diffusers import keys
-from ldmkit.interop.diffusers.config import refuse
+from ldmkit.interop.diffusers.describe import refuse
 from ldmkit.interop.diffusers.folders import new_folder, write_json, write_tensors
 from ldmkit.interop.diffusers.schedule import scheduler_to
 from ldmkit.latent_diffusion import LatentDiffusion
@@ -150,7 +151,7 @@ def _check_picture(model: LatentDiffusion, slot: str, conditioner: Conditioner) 
         raise refuse("its latents are scaled, which LDMSuperResolutionPipeline never does")
     picture = torch.rand(3, *grid, generator=torch.Generator().manual_seed(0)) * 2 - 1
     try:
-        canvas = model.canvas()
+        canvas = replace(model.canvas(), device=torch.device("cpu"))  # also of a model on meta
         found = conditioner.encode(conditioner.collate([conditioner.from_user(picture, model.size)]), canvas).concat
     except (LdmkitError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise refuse(f"its condition {slot} takes no picture of the latent grid's size; {NEEDS_PICTURE}") from error

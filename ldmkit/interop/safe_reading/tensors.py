@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -19,6 +20,7 @@ from ldmkit.interop.safe_reading import unpickling
 
 MOST_ENTRIES = 200_000  # members of a checkpoint's archive; the released ones have a few thousand
 PRINTABLE = frozenset(range(32, 127)) | frozenset(b"\t\n\r\f")
+MOST_NESTED = 4  # mappings around the tensors of a checkpoint
 MOST_INDEX = 64 * 2**20  # bytes of a shard index
 # What DistributedDataParallel, torch.compile and sharding put before the names of what they wrap.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module")
@@ -122,11 +124,10 @@ def _read_legacy(file: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    content = _innermost(content, file)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"the checkpoint holds {type(content).__name__} and no state_dict", where=str(file))
-    tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value.detach() for name, value in _tensors(content).items()}
     if not tensors:
         raise CheckpointError("the checkpoint holds no tensors", where=str(file))
     for name, value in tensors.items():
@@ -138,6 +139,39 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
                 f"the tensor {name} says that it is {tuple(value.shape)}, more than the file holds", where=str(file)
             )
     return tensors
+
+
+def _tensors(content: Mapping[Any, Any]) -> dict[Any, Tensor]:
+    """The tensors of a mapping; arrays of numpy are such too."""
+    arrays = {name: torch.from_numpy(value) for name, value in content.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)} | arrays
+
+
+def _innermost(content: Any, file: Path) -> Any:
+    """What holds the tensors: the content itself, its `state_dict`, or the one mapping inside that holds some."""
+    for _ in range(MOST_NESTED):
+        if not isinstance(content, Mapping) or _tensors(content):
+            return content
+        if isinstance(content.get("state_dict"), Mapping):
+            content = content["state_dict"]
+            continue
+        inside = {str(name): value for name, value in content.items() if isinstance(value, Mapping) and _holds(value)}
+        if not inside:
+            return content
+        if len(inside) > 1:
+            raise CheckpointError(
+                f"the checkpoint holds tensors under {', '.join(inside)}",
+                where=str(file),
+                hint="save the one that is wanted by itself, or under state_dict",
+            )
+        (content,) = inside.values()
+    return content
+
+
+def _holds(content: Mapping[Any, Any]) -> bool:
+    """Whether named tensors are in it, or in a state_dict one or two mappings further down."""
+    named = any(isinstance(name, str) for name in _tensors(content))
+    return named or any(isinstance(value, Mapping) and name == "state_dict" for name, value in content.items())
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -175,11 +209,12 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"this is no index of a sharded checkpoint: {error}", where=str(index)) from error
     tensors: dict[str, Tensor] = {}
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
             raise CheckpointError(f"the index names the shard {name!r}, which is no file beside it", where=str(index))
         if not (index.parent / name).is_file():
             raise CheckpointError(f"the shard {name} is missing", where=str(index), hint="download all shards")
-        tensors |= _read_safetensors(index.parent / name)
+        shard = index.parent / name
+        tensors |= _read_safetensors(shard) if name.endswith(".safetensors") else read_tensors(shard)
     if lost := [key for key in weight_map if key not in tensors]:
         raise CheckpointError(f"{lost[0]} and {len(lost) - 1} more tensors are in no shard", where=str(index))
     return tensors

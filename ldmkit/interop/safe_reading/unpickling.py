@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,7 +155,7 @@ def _read(archive: zipfile.ZipFile) -> Any:
     root = names[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder").decode() != sys.byteorder:
         raise ValueError("it was written on a machine of the other byte order")
-    return Reader(archive, root, archive.read(names[0])).load()
+    return _with_arrays(Reader(archive, root, archive.read(names[0])).load())
 
 
 class Reader(pickle.Unpickler):
@@ -201,6 +202,50 @@ def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
 
+class _DType:
+    """A dtype of numpy as a checkpoint writes it down: a name such as f4, and the byte order in its state."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name, self.swapped = str(name), False
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1:
+            self.swapped = state[1] == (">" if sys.byteorder == "little" else "<")
+
+    def made(self) -> np.dtype[Any]:
+        """The dtype; raises ValueError where it is none of plain numbers."""
+        found = np.dtype(self.name)
+        found = found.newbyteorder("S") if self.swapped else found
+        if found.kind not in "fiub" or found.hasobject:
+            raise ValueError(f"an array of {self.name}")
+        return found
+
+
+class _Array:
+    """An array of numpy that is being read: its shape, dtype and bytes come as its state."""
+
+    value: np.ndarray[Any, Any] | None = None
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        if not isinstance(dtype, _DType) or not isinstance(raw, bytes | bytearray | str):
+            raise ValueError("an array that does not say what it holds")
+        data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
+        flat = np.frombuffer(data, dtype=dtype.made())
+        self.value = flat.reshape(shape, order="F" if fortran else "C").astype(flat.dtype.newbyteorder("="))
+
+
+def _with_arrays(content: Any, depth: int = 0) -> Any:
+    """The content with arrays in the place of what read them; mappings alone are looked into."""
+    if isinstance(content, _Array):
+        return content.value
+    if isinstance(content, dict) and depth < 8:
+        return {name: _with_arrays(value, depth + 1) for name, value in content.items()}
+    return content
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode(encoding)
 
@@ -213,6 +258,10 @@ ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("collections", "defaultdict"): lambda *_: defaultdict(StandIn),
     ("_codecs", "encode"): _encode,
     ("torch", "Size"): tuple,
+    ("numpy", "dtype"): _DType,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
 }
 
 

@@ -61,10 +61,14 @@ class Caching:
         return self.recipe.runtime.cache == "auto"
 
     def latents(self, model: LatentDiffusion, data: Dataset) -> latents.LatentCache | None:
-        """The posteriors of every item, computed now where they are not there yet; None where they are not kept."""
+        """The posteriors of every item, computed now where they are not there yet; None where they are not kept.
+
+        Less than an epoch sees each item once at most: to encode all of them first would cost more than it saves.
+        """
         if self.recipe.runtime.cache == "off" or not data.finite:
             return None
-        if self.automatic and not latents.fits(model.autoencoder, data):
+        seen = self.recipe.train.steps * self.recipe.train.batch
+        if self.automatic and (max(seen, latents.ENOUGH) < len(data) or not latents.fits(model.autoencoder, data)):
             return None
         return latents.build(
             model.autoencoder,

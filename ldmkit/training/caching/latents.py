@@ -28,7 +28,8 @@ from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop
 
-MEASURED = 4096  # pictures that the latents' scale is measured on
+MEASURED = 4096  # pictures that the latents' scale is measured on, at most
+ENOUGH = 512  # and at least, however short the training: half a percent of the scale
 
 
 class LatentCache:
@@ -127,6 +128,7 @@ def calibrate(
     scale: str | float,
     seed: int,
     cache: LatentCache | None = None,
+    read: int = MEASURED,
     batch: int = 64,
     runtime: Runtime | None = None,
     stop: Stop | None = None,
@@ -136,7 +138,8 @@ def calibrate(
 
     Args:
         scale: ``std``, ``per-channel`` or a number; see `Autoencoder.set_statistics`.
-        cache: latents that are there already; without one, the first `MEASURED` pictures are encoded.
+        cache: latents that are there already; without one, the first pictures are encoded.
+        read: how many the training will see: a trial of a few steps does not encode thousands.
 
     Raises:
         DivergedError: constant or infinite latents.
@@ -148,7 +151,9 @@ def calibrate(
         if known is not None and known.weights == weights:
             return known
         if cache is None:
-            found = _posteriors(autoencoder, data, seed, batch, runtime or Runtime(), stop)
+            found = _posteriors(
+                autoencoder, data, seed, min(max(read, ENOUGH), MEASURED), batch, runtime or Runtime(), stop
+            )
         else:
             found = cache.chunks(MEASURED, batch)
         return measure(_draws(found, seed), weights=weights)
@@ -159,10 +164,10 @@ def calibrate(
 
 
 def _posteriors(
-    autoencoder: Autoencoder, data: Dataset, seed: int, batch: int, runtime: Runtime, stop: Stop | None
+    autoencoder: Autoencoder, data: Dataset, seed: int, most: int, batch: int, runtime: Runtime, stop: Stop | None
 ) -> Iterator[dict[str, Tensor]]:
     order = data.order(seed, batch)
-    count = min(MEASURED, MEASURED if data.count is None else data.count)
+    count = min(most, most if data.count is None else data.count)
     autoencoder.eval().to(runtime.device)
     for first in range(0, count, batch):
         if stop is not None:

@@ -27,7 +27,8 @@ class Console:
         self.file = file or sys.stdout
         self.enabled = enabled
         self.rich = rich.console.Console(file=self.file, highlight=False, soft_wrap=True)
-        self.live = enabled and self.rich.is_terminal and not self.rich.is_dumb_terminal
+        # Variables such as FORCE_COLOR make rich call a pipe a terminal, and a live display is ten frames a second there.
+        self.live = enabled and _is_terminal(self.file) and self.rich.is_terminal and not self.rich.is_dumb_terminal
 
     def note(self, text: str = "") -> None:
         """One line, above the live display if there is one."""
@@ -62,6 +63,7 @@ class Progress:
         self._bar: rich.progress.Progress | None = None
         self._next_line = time.monotonic() + PLAIN_INTERVAL
         self._text = ""
+        self._said = ""  # the last line
 
     def __enter__(self) -> Self:
         if self.console.live and self.total:
@@ -86,7 +88,10 @@ class Progress:
 
     def _line(self) -> None:
         self._next_line = time.monotonic() + PLAIN_INTERVAL
-        self.console.note(f"{self.name} {self.done}/{self.total}  {self._text}".rstrip())
+        line = f"{self.name} {self.done}/{self.total}  {self._text}".rstrip()
+        if line != self._said:
+            self.console.note(line)
+        self._said = line
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -95,6 +100,13 @@ class Progress:
             self._bar.stop()
         elif self.total and not self.console.live:
             self._line()
+
+
+def _is_terminal(file: IO[str]) -> bool:
+    try:
+        return file.isatty()
+    except (AttributeError, ValueError):  # a stream of somebody's own, or a closed one
+        return False
 
 
 def duration(seconds: float) -> str:

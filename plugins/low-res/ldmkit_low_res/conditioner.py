@@ -33,6 +33,8 @@ class LowResConditioner(Conditioner):
         noise: noise augmentation (Ho et al. 2021, arXiv 2106.15282): in training the small picture gets noise of a random level
             from 0 to this (at most 1), and the level is told to the UNet by a vector; when sampling the level is 0.
         channels: channels of the pictures.
+        latent: also the latent of the small picture enlarged to the image's size (bicubic): what the autoencoder makes of it, in
+            the numbers that the UNet is to predict.
 
     Where the latent grid has the small picture's size (`scale` equal to the autoencoder's factor) the UNet gets the picture
     itself. Elsewhere it is resized to the grid. The null is a grey picture (zeros).
@@ -48,7 +50,8 @@ class LowResConditioner(Conditioner):
         degradation: Literal["bicubic", "area", "bsr", "bsr-light"] = "bicubic",
         noise: float = 0.0,
         channels: int = 3,
-        latent: LatentSpec | None = None,
+        latent: bool = False,
+        space: LatentSpec | None = None,
     ) -> None:
         super().__init__()
         if scale < 1:
@@ -62,9 +65,14 @@ class LowResConditioner(Conditioner):
         self.degradation, self.noise, self.channels = degradation, noise, channels
         if self.size is not None and min(self.size) < 1:
             raise RecipeError(f"size is {self.size}; at least 1 x 1 is needed")
-        if latent is not None:
-            self._small_size(latent.size, RecipeError)
-        self.emits = Ports(concat=channels, vector=LEVEL_WIDTH if noise else 0)
+        if space is not None:
+            self._small_size(space.size, RecipeError)
+        if latent and space is None:
+            raise RecipeError(
+                "latent: true needs to know the latent space", hint="give space=LatentSpec(...) beside it"
+            )
+        self.latent_channels = space.channels if latent and space is not None else 0
+        self.emits = Ports(concat=channels + self.latent_channels, vector=LEVEL_WIDTH if noise else 0)
 
     def prepare(self, sample: Mapping[str, Any], generator: Generator | None = None) -> Tensors:
         """{"image": (c, h, w) in [-1, 1], small}, and with noise augmentation {"level": (), "noise": (c, h, w)} beside it.
@@ -85,19 +93,27 @@ class LowResConditioner(Conditioner):
         return self._with_noise(read_picture(value, self.channels), None)
 
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
-        """The small pictures, on the latent grid."""
+        """The small pictures, on the latent grid, and with `latent` the latents of their enlargements after them."""
         pictures = prepared["image"].to(torch.float32)
         if not self.noise:
-            return Conditioning(concat=_on_grid(pictures, canvas))
+            return Conditioning(concat=self._joined(pictures, canvas))
         level = prepared["level"].to(torch.float32)
         mixed = level[:, None, None, None]
         # Variance preserving, so that the input's scale does not give the level away.
         pictures = (1.0 - mixed**2).clamp(min=0.0).sqrt() * pictures + mixed * prepared["noise"].to(torch.float32)
-        return Conditioning(concat=_on_grid(pictures, canvas), vector=_embedded(level).to(canvas.dtype))
+        return Conditioning(concat=self._joined(pictures, canvas), vector=_embedded(level).to(canvas.dtype))
+
+    def _joined(self, pictures: Tensor, canvas: Canvas) -> Tensor:
+        pictures = canvas.extend(pictures)
+        small = _resized(pictures, canvas.grid).to(canvas.dtype)
+        if not self.latent_channels:
+            return small
+        enlarged = _resized(pictures, canvas.size).clamp(-1.0, 1.0)
+        return torch.cat([small, canvas.to_latent(enlarged.to(canvas.dtype)).to(canvas.dtype)], dim=1)
 
     def null(self, canvas: Canvas) -> Conditioning:
-        """A grey picture without noise."""
-        grey = canvas.zeros(1, self.channels, *canvas.grid)
+        """A grey picture without noise, and zeros for its latent."""
+        grey = canvas.zeros(1, self.emits.concat, *canvas.grid)
         return Conditioning(
             concat=grey, vector=_embedded(canvas.zeros(1).float()).to(canvas.dtype) if self.noise else None
         )
@@ -154,11 +170,10 @@ class LowResConditioner(Conditioner):
         return {"image": small, "level": level, "noise": torch.randn(small.shape, generator=generator)}
 
 
-def _on_grid(pictures: Tensor, canvas: Canvas) -> Tensor:
-    pictures = canvas.extend(pictures)
-    if pictures.shape[-2:] != canvas.grid:
-        pictures = F.interpolate(pictures, canvas.grid, mode="bicubic", antialias=True)
-    return pictures.to(canvas.dtype)
+def _resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    if pictures.shape[-2:] == size:
+        return pictures
+    return F.interpolate(pictures, size, mode="bicubic", antialias=True)
 
 
 def _embedded(level: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ldmkit.conditioning import Canvas, ForeignStage, LatentSpec
 from ldmkit.errors import DataError, RecipeError, UsageError
-from ldmkit.testing import check_conditioner
+from ldmkit.testing import LATENT, check_conditioner
 
 BLIND = ("bsr", "bsr-light")
 
@@ -57,6 +57,7 @@ def from_pillow(picture: Image.Image) -> torch.Tensor:
         {"size": (20, 12), "degradation": "bsr"},
         {"degradation": "bsr-light", "noise": 1.0},
         {"channels": 1},
+        {"latent": True, "space": LATENT, "noise": 0.2},
     ],
 )
 def test_contract(options):
@@ -135,7 +136,7 @@ def test_a_size_that_the_scale_does_not_divide():
     with pytest.raises(DataError, match=r"64 x 64 cannot be made 3 times smaller\n.*such as 63 x 63"):
         LowResConditioner(scale=3).prepare({"image": photo()})
     with pytest.raises(RecipeError, match="64 x 96 cannot be made 5 times smaller"):
-        LowResConditioner(scale=5, latent=LatentSpec(4, 8, (64, 96)))
+        LowResConditioner(scale=5, space=LatentSpec(4, 8, (64, 96)))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,45 @@ def test_a_picture_of_any_size_keeps_its_scale_on_a_larger_canvas():
     assert torch.equal(answer[..., :37, :53], small)  # not stretched; beyond it the last row and column again
     assert torch.equal(answer[..., 37:, :53], small[..., -1:, :])
     assert torch.equal(answer[..., :37, 53:], small[..., -1:].expand(-1, -1, -1, 3))
+
+
+def test_the_latent_of_the_enlargement_comes_after_the_picture():
+    seen = []
+
+    def to_latent(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return torch.cat([F.avg_pool2d(images, 4), F.avg_pool2d(images, 4)[:, :1]], 1)
+
+    own = LowResConditioner(latent=True, space=LatentSpec(4, 4, (64, 64)))
+    place = replace(canvas((16, 16)), to_latent=to_latent)
+    prepared = own.collate([own.prepare({"image": photo(seed=seed)}) for seed in (0, 1)])
+    found = own.encode(prepared, place).concat
+    assert found is not None
+    small = prepared["image"]
+    enlarged = [pillow(row).resize((64, 64), Image.Resampling.BICUBIC) for row in small]
+    # Pillow rounds to 8 bits between its two passes and at the end
+    torch.testing.assert_close(seen[0], torch.stack([from_pillow(row) for row in enlarged]), rtol=0, atol=2.1 / 127.5)
+    torch.testing.assert_close(found, torch.cat([small, to_latent(seen[0])], 1), rtol=0, atol=0)
+    assert own.emits.concat == 7
+    assert not own.null(place).concat.any()
+
+
+def test_the_latent_covers_the_whole_canvas():
+    """A picture whose size the networks do not divide: its edge goes on, and what lies on the picture is not stretched."""
+    own = LowResConditioner(latent=True, space=LatentSpec(3, 4, (64, 64)))
+    place = replace(canvas((16, 16)), picture=(52, 56), to_latent=lambda images: F.avg_pool2d(images, 4))
+    small = photo(13, 14)[None]
+    found = own.encode({"image": small}, place).concat
+    assert found is not None
+    assert found.shape == (1, 6, 16, 16)
+    # Away from the seam, where the bicubic kernel sees the edge go on instead of ending.
+    inner = F.avg_pool2d(F.interpolate(small, (52, 56), mode="bicubic", antialias=True).clamp(-1, 1), 4)[..., :11, :12]
+    torch.testing.assert_close(found[:, 3:, :11, :12], inner, rtol=0, atol=1e-5)
+
+
+def test_a_latent_needs_its_space():
+    with pytest.raises(RecipeError, match="needs to know the latent space"):
+        LowResConditioner(latent=True)
 
 
 def test_noise_augmentation_keeps_the_variance_and_tells_the_level():

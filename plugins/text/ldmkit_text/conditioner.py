@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -128,8 +129,14 @@ class TextConditioner(Conditioner):
             )
         return prepared
 
+    def is_one_value(self, value: Sequence[Any] | np.ndarray) -> bool:
+        """Numbers are the token ids of one prompt; a list of prompts is one an image."""
+        return len(value) > 0 and all(isinstance(number, Integral) for number in value)
+
     def from_user(self, value: Any, size: tuple[int, int]) -> Tensors:
-        """A prompt, or token ids."""
+        """A prompt, its token ids, or its embedding: numbers (l, width), as this encoder gives them for 1 to `length` tokens."""
+        if (embedding := _embedding(value)) is not None:
+            return self._embedded(embedding)
         if isinstance(value, str) and self.vocabulary is not None:
             tokenizer = load_tokenizer(self.vocabulary)
             text = clean(value)
@@ -144,7 +151,11 @@ class TextConditioner(Conditioner):
         return prepared
 
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
-        """All `length` tokens; padding is masked only with `mask`."""
+        """All `length` tokens; padding is masked only with `mask`. An embedding that was given is taken as it is."""
+        if "embedding" in prepared:
+            return Conditioning(
+                tokens=prepared["embedding"].to(canvas.dtype), mask=prepared["mask"] if self.mask else None
+            )
         mask = prepared["mask"] if self.mask else None
         return Conditioning(tokens=self.transformer(prepared["ids"], mask).to(canvas.dtype), mask=mask)
 
@@ -178,6 +189,15 @@ class TextConditioner(Conditioner):
             raise CheckpointError(f"the text encoder does not fit: {' '.join(str(error).split())[:300]}") from error
         return conditioner
 
+    def _embedded(self, embedding: Tensor) -> Tensors:
+        width = self.emits.tokens
+        if embedding.ndim != 2 or embedding.shape[1] != width or not 0 < len(embedding) <= self.length:
+            raise UsageError(
+                f"an embedding of a prompt is (l, {width}), 1 to {self.length} tokens; given: {tuple(embedding.shape)}",
+                hint="several are a tensor (images, l, width), or a list of them, one an image",
+            )
+        return {"embedding": embedding.float(), "mask": torch.ones(len(embedding), dtype=torch.bool)}
+
     def _prepare(self, value: Any, error: type[LdmkitError]) -> tuple[Tensors, str]:
         """What `prepare` returns, and the text that did not fit."""
         if isinstance(value, str):
@@ -201,6 +221,14 @@ class TextConditioner(Conditioner):
         padded = torch.full((self.length,), self.pad, dtype=torch.int64)
         padded[: len(ids)] = ids
         return {"ids": padded, "mask": torch.arange(self.length) < len(ids)}
+
+
+def _embedding(value: Any) -> Tensor | None:
+    """Floating-point numbers are no token ids."""
+    if not isinstance(value, Tensor | np.ndarray):
+        return None
+    found = torch.as_tensor(value).detach().cpu()
+    return found if found.is_floating_point() else None
 
 
 def _pad(vocabulary: str | None, empty: list[int] | None, length: int) -> int:
