@@ -165,9 +165,21 @@ def assemble(
         guidance=registry.guidance,
         sampling=config["sampling"],
         slots=slots,
-        parts={part: config[part] for part in ("autoencoder", "denoiser")},
+        parts={
+            "autoencoder": {
+                **_described(registry.autoencoders, config["autoencoder"]),
+                "image_channels": first_stage.image_channels,
+            },
+            "denoiser": _described(registry.denoisers, {"type": "unet", **config["denoiser"]}),
+        },
         origins=config.get("origins"),
     )
+
+
+def _described(catalog: Catalog, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Type and every option, defaults written out."""
+    options = {key: value for key, value in config.items() if key not in ("type", *DERIVED_WIDTHS)}
+    return {"type": config["type"], **catalog.options(config["type"]).read(options).plain()}
 
 
 def latent_spec(model: LatentDiffusion) -> LatentSpec:

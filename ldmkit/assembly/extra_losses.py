@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ldmkit import random
@@ -30,7 +32,7 @@ def extra_losses(recipe: Recipe, registry: Registry, stage: type[Loss], model: L
         who = f"the loss {name} ({kind.__name__}, {registry.losses.entry(section.type).origin})"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.key(recipe.seed, f"losses/{name}", 0))
-            term = called(who, "__init__", lambda k=kind, a=arguments, g=given: k(**a, **g))
+            term = called(who, "__init__", partial(kind, **arguments, **given))
             called(who, "load_pretrained", term.load_pretrained)
         for layer in getattr(term, "layers", ()):
             model.denoiser.layer(layer)

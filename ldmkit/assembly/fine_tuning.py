@@ -75,6 +75,8 @@ def initialise(
             done.notes.append("the autoencoder is not the source's: its weights know other latents")
         _denoiser(model, source, done, where)
         _conditioners(model.conditioners, source.conditioners, done, where)
+        if isinstance(model.denoiser, UNet) and isinstance(source.denoiser, UNet):
+            _inputs(model, source, where)
         if model.diffusion.logvar is not None and source.diffusion.logvar is not None:
             _copy(model.diffusion, source.diffusion, "learned variance", where)
     if model.diffusion.schedule.config != source.diffusion.schedule.config:
@@ -128,11 +130,10 @@ def _silence_vector(conditioners: ConditionerSet, slot: str) -> None:
 
 
 def _denoiser(model: LatentDiffusion, source: LatentDiffusion, done: Initialised, where: str) -> None:
-    """The network, and the stem apart: its channels are those of the conditions."""
+    """The network, without what reads the input channels of a UNet: they are those of the conditions."""
     ours, theirs = model.denoiser, source.denoiser
     if isinstance(ours, UNet) and isinstance(theirs, UNet):
         _unet(ours, theirs, model, done, where)
-        _inputs(model, source, where)
     else:  # of what is inside another network nothing is known: all of it, or nothing
         _copy(ours, theirs, "denoiser", where)
 

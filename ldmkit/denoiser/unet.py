@@ -74,7 +74,7 @@ class UNet(Denoiser):
         transformer_depth: Levels = 1,
         dropout: Share = 0.0,
         shortcut: bool = False,
-        variant: Annotated[Variant | Mapping[str, Any] | None, InRecipe(Variant)] = RELEASED,
+        variant: Annotated[Variant | Mapping[str, Any] | None, InRecipe(Variant | None)] = RELEASED,
     ) -> None:
         super().__init__()
         in_channels, out_channels, context_width = latent.channels + ports.concat, latent.channels, ports.tokens or None

@@ -131,9 +131,12 @@ KINDS = {
 }
 
 
-@dataclass
-class Catalog:
-    """The registered names of one kind. A name that two plugins claim is an error for whoever asks for it."""
+@dataclass(eq=False)
+class Catalog(Mapping[str, Any]):
+    """The registered names of one kind -> what each stands for, imported when it is asked for.
+
+    A name that two plugins claim is an error for whoever asks for it.
+    """
 
     kind: Kind
     problems: list[Problem] = field(default_factory=list)
@@ -162,8 +165,11 @@ class Catalog:
         """How many plugins registered this name."""
         return len(self._entries.get(name, []))
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

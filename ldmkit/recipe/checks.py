@@ -167,7 +167,7 @@ def _widths(recipe: Sections) -> Found:
     found: list[tuple[str, int, Sequence[float], KeyPath, int | None]] = []
     if unet := _unet(recipe):
         groups = ("denoiser", "variant", "groups")
-        found.append(("denoiser", unet["channels"], unet["multipliers"], groups, unet["variant"]["groups"]))
+        found.append(("denoiser", unet["channels"], unet["multipliers"], groups, (unet["variant"] or {}).get("groups")))
     first = _first_stage(recipe)
     if first.get("channels") is not None and recipe.autoencoder.from_ is None:
         widths_of = first["channels"], first["multipliers"] or (1,)

@@ -142,7 +142,7 @@ class UnetDenoiser(Section):
     transformer_depth: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)], Field(description='transformer blocks in each attention.')] = 1
     dropout: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description='probability, in residual blocks and transformers.')] = 0.0
     shortcut: Annotated[bool, Field(description='a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No released model has it.')] = False
-    variant: Annotated[Variant, Field(description='what some released models do differently.')] = Field(default_factory=Variant)
+    variant: Annotated[Variant | None, Field(description='what some released models do differently.')] = Field(default_factory=Variant)
 
 
 class IdentityAutoencoder(Section):

@@ -15,7 +15,7 @@ from ldmkit.autoencoder import Autoencoder, AutoencoderLoss, Reconstruction
 from ldmkit.autoencoder.alarms import Alarms, Movement
 from ldmkit.conditioning import Batch, ConditionerSet
 from ldmkit.data import Dataset
-from ldmkit.losses import ExtraLosses
+from ldmkit.losses import AutoencoderPass, ExtraLosses
 from ldmkit.training.batches import held_out, training_batches
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.checkpointing.state import TrainingState
@@ -90,7 +90,7 @@ def train_autoencoder(
     def trial() -> None:
         with undone(state.modules.values()):
             _track(losses.discriminator, False)
-            state.backward(_forward(autoencoder, losses, batch, state, settings, seed, runtime)[2])
+            state.backward(_forward(autoencoder, losses, extra, batch, state, settings, seed, runtime)[2])
 
     pace = (threads or Threads()).pace(STAGE, state.step, log, trial)
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
@@ -198,6 +198,7 @@ def _step(
 def _forward(
     autoencoder: Autoencoder,
     losses: AutoencoderLoss,
+    extra: ExtraLosses,
     batch: Batch,
     state: TrainingState,
     settings: AutoencoderTrain,
@@ -210,6 +211,20 @@ def _forward(
     with runtime.autocast():
         reconstruction = autoencoder(images, noise)
         loss, values = losses.generator(images, reconstruction, state.step, autoencoder.last_layer)
+        if extra:
+            extra.step = state.step
+            added, parts = extra.of_autoencoder(
+                AutoencoderPass(
+                    name="",
+                    seed=seed,
+                    step=state.step,
+                    positions=batch.positions,
+                    autoencoder=autoencoder,
+                    images=images,
+                    reconstruction=reconstruction,
+                )
+            )
+            loss, values = loss + added, {**values, **parts, "loss": (loss + added).detach()}
     return images, reconstruction, loss, values
 
 

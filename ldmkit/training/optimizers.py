@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
@@ -36,14 +36,10 @@ class ParameterGroup:
         return {"params": list(self.parameters.values()), "lr": self.lr, "weight_decay": self.weight_decay}
 
 
-class MakesOptimizer(Protocol):
-    """What `ldmkit_register_optimizers` registers: `(groups, *, <options>)`, and `betas` where it takes `train.betas`.
-
-    Each parameter group of what it returns has a `lr`, which the learning-rate schedule multiplies; a group may be split. Its
-    `state` holds tensors and numbers by parameter, which is what checkpoints save.
-    """
-
-    def __call__(self, groups: Sequence[ParameterGroup], **options: Any) -> Optimizer: ...
+# What `ldmkit_register_optimizers` registers: `(groups, *, <options>)`, and `betas` where it takes `train.betas`. Each parameter
+# group of what it returns has a `lr`, which the learning-rate schedule multiplies; a group may be split. Its `state` holds
+# tensors and numbers by parameter, which is what checkpoints save.
+MakesOptimizer = Callable[..., Optimizer]
 
 
 def adamw(groups: Sequence[ParameterGroup], *, betas: tuple[float, float] = (0.9, 0.999)) -> Optimizer:
