@@ -56,9 +56,12 @@ class Given(Section):
 
 
 class EDM(AnySchedule):
+    """EDM's levels for data of deviation `sigma_data`, 0.5 in the paper; null: 0.004 and 160 of it, the paper's 0.002, 80."""
+
     type: Literal["edm"] = "edm"
-    sigma_min: Above = 0.002
-    sigma_max: Above = 80.0
+    sigma_data: Above = 1.0
+    sigma_min: Above | None = None
+    sigma_max: Above | None = None
     rho: Above = 7.0
 
 
@@ -111,8 +114,10 @@ class P2(Section):
 
 
 class EDMWeighting(Section):
+    """EDM's weights: 1 for v. `sigma_data`: null is the schedule's."""
+
     type: Literal["edm"] = "edm"
-    sigma_data: Above = 1.0
+    sigma_data: Above | None = None
 
 
 class ELBO(Section):
@@ -135,8 +140,10 @@ class LogitNormal(Section):
 
 
 class LogNormal(Section):
+    """Normal in the log of Karras' sigma. `mean`: null is log(0.6024 sigma_data), the paper's -1.2 for its 0.5."""
+
     type: Literal["log-normal"] = "log-normal"
-    mean: float = -1.2
+    mean: float | None = None
     std: Above = 1.2
 
 
