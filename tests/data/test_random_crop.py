@@ -29,4 +29,5 @@ def test_windows_reach_the_first_and_the_last_row_and_column(picture: tuple[int,
 def test_boxes_are_mirrored_with_the_picture() -> None:
     view = View(picture=(10, 20), window=(0.0, 0.0, 20.0, 10.0), size=(10, 20), flip=True)
     found = view.boxes(np.array([[1, 0.1, 0.2, 0.3, 0.6]]))
+    assert found.shape == (1, 5)
     assert torch.allclose(found, torch.tensor([[1.0, 0.7, 0.2, 0.9, 0.6]]))
