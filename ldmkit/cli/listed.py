@@ -34,7 +34,7 @@ def sampled_rows(
         asked: settings of sampling, the sampler's own in `options`.
         files: of plugins.
     """
-    from ldmkit.listed_samples import read_conditions, write_listed
+    from ldmkit.evaluation.listed_samples import read_conditions, write_listed
 
     listed, held_out = rows
     settings = {**asked, "run": run, "seed": seed, "list": str(listed) if listed else f"held-out {held_out}"}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ldmkit.errors import DataError, UsageError
-from ldmkit.listed_samples import Share, read_conditions, write_listed
+from ldmkit.evaluation.listed_samples import Share, read_conditions, write_listed
 
 
 def test_a_list_is_read_by_the_names_of_its_columns(tmp_path: Path) -> None:
