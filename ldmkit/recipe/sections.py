@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Tag
+from pydantic import Field, Tag, model_validator
 
 from ldmkit.recipe.base import (
     Above,
@@ -95,6 +95,18 @@ class Adversarial(Section):
     lecam_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
 
 
+class Equivariance(Section):
+    """The decoder of a scaled or turned latent gives the scaled or turned image (Kouzelis et al. 2025, arXiv 2502.09509).
+
+    `smallest`: sides are scaled by factors from this to 1. `turns`: quarter turns too. `every`: in one of so many steps.
+    """
+
+    weight: NotNegative = 1.0
+    smallest: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
+    turns: bool = True
+    every: Positive = 1
+
+
 class AutoencoderLoss(Section):
     """What the autoencoder is trained on."""
 
@@ -102,6 +114,7 @@ class AutoencoderLoss(Section):
     reduction: Literal["mean", "sum"] = "mean"
     perceptual: Perceptual | None = None
     adversarial: Adversarial | None = None
+    equivariance: Equivariance | None = None
     kl: NotNegative = 1e-6
     codebook: NotNegative = 1.0
     learn_logvar: bool = False
@@ -167,6 +180,15 @@ class VQ(Convolutional):
     swapped: bool = False
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     revive: Positive | None = None
+
+    @model_validator(mode="after")
+    def _continuous(self) -> Self:
+        if self.loss.equivariance is not None:
+            raise ValueError(
+                "loss.equivariance transforms latents before they are decoded, and no gradient passes through codes that are "
+                "looked up; leave it out, or take type: kl"
+            )
+        return self
 
 
 Autoencoder = Annotated[
