@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ldmkit.autoencoder import adversarial as game
-from ldmkit.autoencoder import all_reduce
+from ldmkit.autoencoder import all_reduce, equivariance
 from ldmkit.autoencoder.adversarial import AdversarialOptions
 from ldmkit.autoencoder.discriminator import PatchDiscriminator
-from ldmkit.autoencoder.perceptual import Backbone, Perceptual
+from ldmkit.autoencoder.equivariance import EquivarianceOptions
+from ldmkit.autoencoder.perceptual import LEAST_SIZE, Backbone, Perceptual
 from ldmkit.autoencoder.posterior import Reconstruction
 from ldmkit.errors import UsageError
 from ldmkit.plugins.ranges import InRecipe, NotNegative
@@ -55,6 +56,7 @@ class AutoencoderLoss(nn.Module):
         reduction: `mean` or `sum`; matters beside a gradient clip, an optimizer's epsilon and the ceiling of the adaptive weight.
         perceptual: options (`PerceptualOptions`), or None for none.
         adversarial: options (`AdversarialOptions`), or None for none.
+        equivariance: options (`EquivarianceOptions`), or None for none.
         kl: weight of the KL divergence, in nats an image.
         codebook: weight of the quantizer's terms.
         learn_logvar: make the log-variance a parameter of the generator (`generator_parameters`).
@@ -77,6 +79,9 @@ class AutoencoderLoss(nn.Module):
         adversarial: Annotated[
             Mapping[str, Any] | AdversarialOptions | None, InRecipe(AdversarialOptions | None)
         ] = None,
+        equivariance: Annotated[
+            Mapping[str, Any] | EquivarianceOptions | None, InRecipe(EquivarianceOptions | None)
+        ] = None,
         kl: NotNegative = 1e-6,
         codebook: NotNegative = 1.0,
         learn_logvar: bool = False,
@@ -88,6 +93,7 @@ class AutoencoderLoss(nn.Module):
         self.logvar = nn.Parameter(torch.tensor(float(logvar)), requires_grad=learn_logvar)
         self.perceptual_options = _options(PerceptualOptions, perceptual)
         self.adversarial_options = _options(AdversarialOptions, adversarial)
+        self.equivariance_options = _options(EquivarianceOptions, equivariance)
         self.perceptual: Perceptual | None = None
         if (features := self.perceptual_options) is not None:
             self.perceptual = Perceptual(features.net, features.weights)
@@ -174,14 +180,46 @@ class AutoencoderLoss(nn.Module):
             loss = loss + options.lecam * parts["lecam"]
         return options.factor * loss, {name: part.detach() for name, part in parts.items()}
 
+    def equivariance_active(self, step: int) -> bool:
+        """Whether generator step `step` (from 0) has the equivariance term."""
+        options = self.equivariance_options
+        return options is not None and options.weight > 0 and step % options.every == 0
+
+    def equivariance(
+        self, decode: Callable[[Tensor], Tensor], images: Tensor, latents: Tensor, generator: Generator
+    ) -> tuple[Tensor, Parts]:
+        """The equivariance term (a scalar), weighted, and its part, detached. Images that become too small for the perceptual
+        backbone are compared by their pixels alone.
+
+        Args:
+            decode: latents to images, with gradients.
+            images: (b, c, h, w) in [-1, 1], of sides that the autoencoder divides.
+            latents: what the encoder made of them, with gradients.
+            generator: of the transformation, one for the batch.
+        """
+        options = self.equivariance_options
+        assert options is not None
+        height, width = latents.shape[-2:]
+        transformation = equivariance.draw(options, (height, width), generator)
+        expected, decoded = equivariance.pair(decode, images, latents, transformation)
+        error = self._pixel(expected, decoded)
+        perceptual, features = self.perceptual, self.perceptual_options
+        if perceptual and features and min(expected.shape[-2:]) >= LEAST_SIZE[features.net]:
+            error = error + features.weight * perceptual(expected, decoded).mean()
+        whole = images[0].numel() if self.reduction == "sum" else 1
+        return options.weight * options.every * whole * error, {"equivariance": error.detach()}
+
     def _error(self, images: Tensor, reconstructed: Tensor) -> tuple[Tensor, Parts]:
         """Pixel term plus weighted perceptual term, both means."""
-        difference = images - reconstructed
-        pixel = (difference.abs() if self.pixel == "l1" else difference.square()).mean()
+        pixel = self._pixel(images, reconstructed)
         if self.perceptual is None or self.perceptual_options is None:
             return pixel, {"pixel": pixel}
         perceptual = self.perceptual(images, reconstructed).mean()
         return pixel + self.perceptual_options.weight * perceptual, {"pixel": pixel, "perceptual": perceptual}
+
+    def _pixel(self, images: Tensor, reconstructed: Tensor) -> Tensor:
+        difference = images - reconstructed
+        return (difference.abs() if self.pixel == "l1" else difference.square()).mean()
 
     def _regularizer(self, terms: Mapping[str, Tensor], entries: int) -> tuple[Tensor, Parts]:
         """The autoencoder's own terms, weighted, in the scale of `mean`; reports pass through."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +54,13 @@ if TYPE_CHECKING:
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Which weights.")
 @click.option("--checkpoint", metavar="WHICH", help="Of a run: newest, best (lowest validation), or a step.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
+@click.option(
+    "--conditions", "listed", metavar="FILE", help="A .jsonl or .csv, its columns slots: an image for each row."
+)
+@click.option(
+    "--held-out", type=click.IntRange(min=1), metavar="N", help="An image for each of N held-out samples' conditions."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Of a list: images at a time.")
 @click.option("--out", metavar="DIR", help="Where to write; default: a new directory in RUN/samples.")
 @plugin_files
 @json_option
@@ -76,6 +84,9 @@ def command(
     weights: str,
     checkpoint: str | None,
     device: str,
+    listed: str | None,
+    held_out: int | None,
+    batch: int,
     out: str | None,
     files: tuple[str, ...],
     as_json: bool,
@@ -100,6 +111,28 @@ def command(
     chosen: Literal["raw", "ema"] = "raw" if weights == "raw" else "ema"
     model = load(run, chosen, checkpoint=which, without=without, registry=registry, note=aside)
     model = model.to(resolve(device=device).device)
+    if listed or held_out:
+        from ldmkit.cli.listed import sampled_rows
+
+        if given or count or image_asked(more) or progress or size:
+            raise click.UsageError(
+                "--conditions and --held-out go without --condition, --count, --size, --progress and images"
+            )
+        asked: dict[str, Any] = {
+            "sampler": sampler,
+            "steps": steps,
+            "guidance": scale,
+            "guidance_options": method or None,
+        }
+        asked |= {"negative": against or None, "options": own or None}
+        chosen_rows = (Path(listed).expanduser() if listed else None, held_out)
+        target = Path(out).expanduser() if out else _next_folder(Path(run))
+        told = sampled_rows(
+            run, model, chosen_rows, target, {k: v for k, v in asked.items() if v is not None}, seed, batch, files
+        )
+        told = {**told, "weights": weights}
+        click.echo(json.dumps(told, indent=2) if as_json else f"{told['made']} images made in {told['path']}")
+        return
     if not given and len(model.conditioners):
         slots = ", ".join(model.conditioners)
         aside(
@@ -147,6 +180,11 @@ def sampler_options(texts: Sequence[str]) -> dict[str, Any]:
             instead = f"say {_OTHERWISE[name]}" if _OTHERWISE[name] else "it is Python's alone"
             raise click.UsageError(f"--option {name}: that is no option of a sampler; {instead}")
     return own
+
+
+def image_asked(more: dict[str, Any]) -> bool:
+    """Whether sampling starts from an image."""
+    return any(more[name] is not None for name in ("image", "strength", "mask"))
 
 
 PROGRESS = "progress.png"
@@ -201,11 +239,16 @@ def _write(pictures: Sequence[Image], folder: Path, seed: int, way: Image | None
 
     Raises ResourceError where that cannot be written.
     """
-    from ldmkit.errors import ResourceError
+    from ldmkit.errors import ResourceError, UsageError
     from ldmkit.latent_diffusion import sheet
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if there := sorted(path.name for path in folder.glob("*.png")):
+            raise UsageError(
+                f"{folder} has images already ({', '.join(there[:3])}); nothing is overwritten",
+                hint="choose another --out DIR",
+            )
         paths = [folder / "grid.png", *(folder / f"seed-{seed + row:05d}.png" for row in range(len(pictures)))]
         for path, picture in zip(paths, [sheet(pictures), *pictures], strict=True):
             picture.save(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Annotated, Any
 
@@ -79,13 +80,19 @@ class LogitNormal(TimestepSampling):
 
 
 class LogNormal(TimestepSampling):
-    """log of Karras' sigma is normal (Karras et al. 2022, table 1), clamped to the schedule's own range."""
+    """log of Karras' sigma is normal (Karras et al. 2022, table 1), clamped to the schedule's own range.
 
-    def __init__(self, *, mean: float = -1.2, std: Above = 1.2) -> None:
+    Karras' sigma is sigma / alpha times the schedule's `sigma_data`. mean: None is log(0.6024 sigma_data), the paper's -1.2
+    for its sigma_data of 0.5.
+    """
+
+    def __init__(self, *, mean: float | None = None, std: Above = 1.2) -> None:
         self.mean, self.std = mean, std
 
     def __call__(self, schedule: Schedule, uniforms: Tensor, positions: Tensor | None) -> Tensor:
-        t = schedule.timestep(-2 * (self.mean + self.std * _normal(uniforms)))
+        # In units of the data here, whose deviation is 1.
+        mean = math.log(2.0) - 1.2 if self.mean is None else self.mean - math.log(schedule.sigma_data)
+        t = schedule.timestep(-2 * (mean + self.std * _normal(uniforms)))
         return (t.round() if schedule.discrete else t).float()
 
     @property

@@ -77,13 +77,17 @@ class P2(Weighting):
 
 
 class EDMWeighting(Weighting):
-    """(s^2 + d^2) / (s d)^2 on the error of x_0, s Karras' sigma, d the data's deviation (Karras et al. 2022, table 1)."""
+    """(s^2 + d^2) / (s d)^2 on the error of x_0, s Karras' sigma, d the data's deviation (Karras et al. 2022, table 1).
 
-    def __init__(self, *, sigma_data: Above = 1.0) -> None:
+    d is the schedule's `sigma_data`, and the weight of v then 1 everywhere. sigma_data: another d, in the schedule's units.
+    """
+
+    def __init__(self, *, sigma_data: Above | None = None) -> None:
         self.sigma_data = sigma_data
 
     def __call__(self, schedule: Schedule, t: Tensor, gain: Tensor) -> Tensor:
-        return (schedule.log_snr(t).exp() + self.sigma_data**-2) / gain
+        share = 1.0 if self.sigma_data is None else schedule.sigma_data / self.sigma_data
+        return (schedule.log_snr(t).exp() + share**2) / gain
 
     @property
     def config(self) -> dict[str, Any]:

@@ -174,17 +174,21 @@ class Evaluation:
         """The model's pictures (n, c, h, w) in [-1, 1] for the conditions of each row."""
         pictures = []
         for part in self.chunks("sampling", self.n):
-            batch = self.batch.select(range(part.start, part.stop)).to(self.device)
-            images = self.model.sample_batch(
-                batch,
-                seed=self.seed + part.start,
-                sampler=self.sampler,
-                steps=self.steps,
-                guidance=self.guidance,
-                options=self.options,
-            )
-            pictures.append(images.float().cpu().clamp(-1, 1))
+            pictures.append(self.sampled(part))
         return torch.cat(pictures)
+
+    def sampled(self, part: slice, **more: Any) -> Tensor:
+        """The model's images (m, c, h, w) in [-1, 1] for the rows `part`, made now; `more` are further settings of sampling."""
+        images = self.model.sample_batch(
+            self.batch.select(range(part.start, part.stop)).to(self.device),
+            seed=self.seed + part.start,
+            sampler=self.sampler,
+            steps=self.steps,
+            guidance=self.guidance,
+            options=self.options,
+            **more,
+        )
+        return images.float().cpu().clamp(-1, 1)
 
     @cached_property
     def posterior(self) -> Posterior:

@@ -14,6 +14,7 @@ from ldmkit.evaluation.results import Figure
 from ldmkit.evaluation.statistics import LEAST_SOURCES, UNKNOWN, Interval, ratio_interval
 from ldmkit.random import generator
 
+LEVELS = 10  # of noise, for which the loss is told apart
 DEAF = "a model that does not listen"
 
 
@@ -47,6 +48,12 @@ def exchange(batch: Batch, slot: str, partner: Tensor) -> Batch:
     )
 
 
+def by_noise(losses: Tensor, timesteps: Tensor, levels: int = LEVELS) -> tuple[float, ...]:
+    """The mean of losses (draws, n) in `levels` equally large groups by their timesteps (draws, n), from the least noise up."""
+    ordered = losses.flatten()[timesteps.flatten().argsort()]
+    return tuple(float(part.mean()) for part in ordered.tensor_split(min(levels, ordered.numel())))
+
+
 class ConditioningGain(Metric):
     """For each slot, how much the held-out loss rises when its conditions are exchanged among the pictures.
 
@@ -66,10 +73,12 @@ class ConditioningGain(Metric):
             return []
         batch = evaluation.encoded(evaluation.batch)
         right = self.losses(evaluation, batch, "right conditions")
+        timesteps = torch.stack([self._timesteps(evaluation, draw) for draw in range(self.draws)])
         figures = []
         for slot in slots:
             other = exchange(batch, slot, evaluation.shuffled)
-            gain = conditioning_gain(right, self.losses(evaluation, other, f"shuffled {slot}"), evaluation.groups)
+            shuffled = self.losses(evaluation, other, f"shuffled {slot}")
+            gain = conditioning_gain(right.mean(0), shuffled.mean(0), evaluation.groups)
             tells = gain.interval is not None and evaluation.sources >= LEAST_SOURCES
             difference = (gain.interval if tells else None) or UNKNOWN
             figures.append(
@@ -86,14 +95,19 @@ class ConditioningGain(Metric):
                     note=f"How many times as large the loss on held-out images is when their {slot} conditions are exchanged, at "
                     f"the same noise and timesteps: {gain.shuffled:.4f} against {gain.right:.4f}. Once (1.000 times) means that "
                     "the model does not listen.",
+                    series={
+                        "right conditions": by_noise(right, timesteps),
+                        "shuffled conditions": by_noise(shuffled, timesteps),
+                    },
+                    axes=("tenth of the timesteps, the least noise first", "loss by noise level"),
                 )
             )
         return figures
 
     def losses(self, evaluation: Evaluation, batch: Batch, what: str) -> Tensor:
-        """(n,) the mean training loss of each row over the draws; nothing is dropped. Equal draws in every call."""
+        """(draws, n) the training loss of each row; nothing is dropped. Equal draws in every call."""
         model = evaluation.model
-        total = torch.zeros(evaluation.n, dtype=torch.float64)
+        total = torch.zeros(self.draws, evaluation.n, dtype=torch.float64)
         with torch.no_grad():
             for draw in range(self.draws):
                 timesteps = self._timesteps(evaluation, draw)
@@ -102,8 +116,8 @@ class ConditioningGain(Metric):
                     draws = model.draw(rows.positions + draw * evaluation.n, evaluation.seed)
                     draws = replace(draws, timesteps=timesteps[part], dropped={})
                     losses, _ = model.losses(rows.to(evaluation.device), draws.to(evaluation.device))
-                    total[part] += losses.double().cpu()
-        return total / self.draws
+                    total[draw, part] = losses.double().cpu()
+        return total
 
     def _timesteps(self, evaluation: Evaluation, draw: int) -> Tensor:
         """(n,) timesteps as training draws them, spread evenly over the pictures, which takes most of the variance away."""

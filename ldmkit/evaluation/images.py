@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-PAPER, INK, FAINT = (255, 255, 255), (28, 30, 36), (112, 116, 126)
+# A sheet's paper is transparent (white where transparency is lost), its ink can be read on white and on black.
+PAPER, INK, FAINT = (255, 255, 255, 0), (104, 108, 118, 255), (125, 129, 139, 255)
 GAP, SMALL, LARGE = 12, 15, 20  # pixels
 LEAST = 128  # the least height of a picture on a sheet
 
@@ -80,7 +81,7 @@ def sheet(examples: Sequence[Example], *, title: str = "", columns: int | None =
     lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in line) for line in lines]
     page = Image.new(
-        "RGB",
+        "RGBA",
         (max(header.width, GAP + columns * (width + 2 * GAP) - GAP), header.height + sum(heights) + GAP * len(lines)),
         PAPER,
     )
@@ -150,7 +151,7 @@ def _cell(example: Example, height: int) -> Image.Image:
     width = sum(picture.width for picture in pictures) + 2 * (len(pictures) - 1)
     face = font(SMALL)
     words = wrap(example.caption, face, width)
-    cell = Image.new("RGB", (width, height + (6 + len(words) * (SMALL + 5) if words else 0)), PAPER)
+    cell = Image.new("RGBA", (width, height + (6 + len(words) * (SMALL + 5) if words else 0)), PAPER)
     left = 0
     for picture in pictures:
         cell.paste(picture, (left, 0))
@@ -167,7 +168,9 @@ def _header(example: Example, height: int, columns: int, width: int, title: str)
     titled = any(name for name, _ in example.pictures)
     top = GAP + (LARGE + GAP if title else 0)
     wide = GAP + columns * (width + 2 * GAP) - GAP
-    out = Image.new("RGB", (max(wide, int(face.getlength(title)) + 2 * GAP), top + (SMALL + 9 if titled else 0)), PAPER)
+    out = Image.new(
+        "RGBA", (max(wide, int(face.getlength(title)) + 2 * GAP), top + (SMALL + 9 if titled else 0)), PAPER
+    )
     draw = ImageDraw.Draw(out)
     if title:
         draw.text((GAP, GAP), printable(title), fill=INK, font=face)

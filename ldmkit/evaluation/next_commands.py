@@ -25,7 +25,7 @@ def next_commands(place: str, recipe: Mapping[str, Any], results: Results | None
     """The commands for the run at `place`, of which `recipe` is the resolved one."""
     run = shlex.quote(place)
     again = Command(f"ldmkit run {shlex.quote(place + '/recipe.resolved.yaml')} --out runs/again", "the same once more")
-    if "train" not in recipe and recipe.get("autoencoder"):  # an autoencoder alone
+    if "train" not in recipe and (recipe.get("autoencoder") or {}).get("train"):  # an autoencoder alone
         return [Command(f"ldmkit evaluate {run}", "adds figures; nothing is overwritten"), again]
     return [
         Command(f"ldmkit sample {run}{_conditions(recipe, results)}", "more images"),

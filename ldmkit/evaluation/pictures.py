@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ldmkit.conditioning import ConditionerSet, Tensors
 from ldmkit.evaluation.context import Evaluation
@@ -13,6 +15,7 @@ from ldmkit.evaluation.results import Picture
 
 LEVELS = 127.5  # of [-1, 1], in 8-bit grey levels
 WHITE = 0.5  # the mean difference over the channels, of images in [-1, 1], that an error map shows as white
+STAGES = 6  # on the way from noise to image
 SHOWN = 8  # examples on the sheets besides the samples
 
 
@@ -27,7 +30,7 @@ def write_pictures(
     place = folder.relative_to(run or folder.parent).as_posix()
     place = "" if place == "." else f"{place}/"
     count = min(count, evaluation.distinct)
-    pictures = [] if evaluation.alone else [_samples(evaluation, folder, count, place)]
+    pictures = [] if evaluation.alone else _samples(evaluation, folder, count, place)
     shown = min(SHOWN, count)
     save(sheet(reconstruction_examples(evaluation, shown), title="Reconstructions"), folder / "reconstructions.png")
     caption = (
@@ -43,13 +46,45 @@ def write_pictures(
     return tuple(pictures)
 
 
-def _samples(evaluation: Evaluation, folder: Path, count: int, place: str) -> Picture:
+def _samples(evaluation: Evaluation, folder: Path, count: int, place: str) -> list[Picture]:
     save(sheet(held_out_examples(evaluation, count), title="Held-out conditions"), folder / "held-out.png")
     sampled = (
         f"The first {count} held-out pictures in a fixed order, each sample with its own fixed seed from {evaluation.seed}; "
         "nothing is selected."
     )
-    return Picture(f"{place}held-out.png", "Samples for held-out conditions", sampled)
+    shown = Picture(f"{place}held-out.png", "Samples for held-out conditions", sampled)
+    examples = denoising_examples(evaluation, min(4, count))
+    if not examples:
+        return [shown]
+    save(sheet(examples, title="Progressive denoising"), folder / "denoising.png")
+    way = f"What the model takes for the final image on the way, from noise to the end, of the first {min(4, count)} samples."
+    return [shown, Picture(f"{place}denoising.png", "Progressive denoising", way)]
+
+
+def denoising_examples(evaluation: Evaluation, count: int) -> list[Example]:
+    """Of the first rows, the clean image that is predicted at about `STAGES` steps of the sampler, the last one included.
+
+    None of a sampler that calls nobody back.
+    """
+    kept: list[tuple[int, Tensor]] = []
+
+    def keep(done: int, total: int, noisy: Tensor, clean: Tensor) -> None:
+        number = min(STAGES, total)
+        if done * number // total > (done - 1) * number // total:
+            kept.append((done, clean))
+
+    evaluation.sampled(slice(0, count), callback=keep)
+    with torch.no_grad():
+        columns = [(done, evaluation.model.autoencoder.decode(clean).float().cpu()) for done, clean in kept]
+    return [
+        Example([(f"step {done}", to_pil(images[row])) for done, images in columns], preview_words(evaluation, row))
+        for row in range(count if kept else 0)
+    ]
+
+
+def preview_words(evaluation: Evaluation, row: int) -> str:
+    """The row's conditions in words."""
+    return preview(evaluation.model.conditioners, evaluation.rows[row])[1]
 
 
 def reconstruction_examples(evaluation: Evaluation, count: int) -> list[Example]:

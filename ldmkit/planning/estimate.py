@@ -111,17 +111,9 @@ def plan(recipe: Recipe, registry: Registry, gpus: Sequence[int] = ()) -> Plan:
     load = per_gpu.load(model, recipe, activations=second.activations, latent=4 * math.prod(latent), flops=second.flops)
     shares = tuple(per_gpu.share(load, recipe, count) for count in gpus)
     uncounted = tuple(slot for slot, own in asked.items() if own is None)
-    formats = obstacles(planned(model, recipe.autoencoder.scale))
-    return Plan(
-        recipe.name,
-        (height, width),
-        latent,
-        tuple(parts),
-        tuple(stages),
-        shares,
-        uncounted,
-        {str(name): reason for name, reason in formats.items()},
-    )
+    found = obstacles(planned(model, recipe.autoencoder.scale))
+    formats: dict[str, str | None] = {str(form): reason for form, reason in found.items()}
+    return Plan(recipe.name, (height, width), latent, tuple(parts), tuple(stages), shares, uncounted, formats)
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,12 @@ def _autoencoder(recipe: Sections) -> Found:
             ("autoencoder", "loss"),
             "identity has no weights to train; leave out autoencoder.train and autoencoder.loss",
         )
+    if section.type == "vq" and section.loss.equivariance is not None:
+        yield (
+            ("autoencoder",),
+            "loss.equivariance transforms latents before they are decoded, and no gradient passes through codes that are "
+            "looked up; leave it out, or take type: kl",
+        )
     crop = None if section.train is None else section.train.crop
     if crop is not None and factor is not None and crop % factor:
         yield (("autoencoder", "train", "crop"), f"{crop} is no multiple of autoencoder.downsample {factor}")

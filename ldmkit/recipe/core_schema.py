@@ -77,6 +77,15 @@ class AdversarialOptions(Section):
     lecam_decay: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)], Field(description='of the running averages it anchors to.')] = 0.99
 
 
+class EquivarianceOptions(Section):
+    """The decoder of a scaled or turned latent gives the scaled or turned image (Kouzelis et al. 2025, arXiv 2502.09509)."""
+
+    weight: Annotated[Annotated[float, Field(ge=0.0)], Field(description="of the term, relative to the reconstruction's.")] = 1.0
+    smallest: Annotated[Annotated[float, Field(gt=0.0, le=1.0)], Field(description='sides are scaled by factors that are uniform from this to 1, each side by its own; 1 leaves sizes alone.')] = 0.25
+    turns: Annotated[bool, Field(description='also turn by a random number of quarters.')] = True
+    every: Annotated[Annotated[int, Field(ge=1)], Field(description='the term is added in one of so many steps, `weight` times as strong in it: it costs a second pass of the decoder.')] = 1
+
+
 class AutoencoderLoss(Section):
     """The loss of an autoencoder and the discriminator it plays against."""
 
@@ -84,6 +93,7 @@ class AutoencoderLoss(Section):
     reduction: Annotated[Literal['mean', 'sum'], Field(description="`mean` or `sum`; matters beside a gradient clip, an optimizer's epsilon and the ceiling of the adaptive weight.")] = 'mean'
     perceptual: Annotated[PerceptualOptions | None, Field(description='options (`PerceptualOptions`), or None for none.')] = None
     adversarial: Annotated[AdversarialOptions | None, Field(description='options (`AdversarialOptions`), or None for none.')] = None
+    equivariance: Annotated[EquivarianceOptions | None, Field(description='options (`EquivarianceOptions`), or None for none.')] = None
     kl: Annotated[Annotated[float, Field(ge=0.0)], Field(description='weight of the KL divergence, in nats an image.')] = 1e-06
     codebook: Annotated[Annotated[float, Field(ge=0.0)], Field(description="weight of the quantizer's terms.")] = 1.0
     learn_logvar: Annotated[bool, Field(description='make the log-variance a parameter of the generator (`generator_parameters`).')] = False
@@ -224,8 +234,9 @@ class CosineSchedule(Section):
 class EdmSchedule(Section):
     """Karras et al. 2022, eq. 5: sigma^(1/rho) in equal steps from `sigma_min` (t = 0) to `sigma_max` (t = T - 1)."""
 
-    sigma_min: Annotated[float, Field(gt=0.0)] = 0.002
-    sigma_max: Annotated[float, Field(gt=0.0)] = 80.0
+    sigma_data: Annotated[float, Field(gt=0.0)] = 1.0
+    sigma_min: Annotated[Annotated[float, Field(gt=0.0)] | None, Field(description="None is 0.004 and 160 times sigma_data, which is the paper's 0.002 and 80 for its sigma_data of 0.5.")] = None
+    sigma_max: Annotated[Annotated[float, Field(gt=0.0)] | None, Field(description="None is 0.004 and 160 times sigma_data, which is the paper's 0.002 and 80 for its sigma_data of 0.5.")] = None
     rho: Annotated[float, Field(gt=0.0)] = 7.0
     timesteps: Annotated[int, Field(ge=1)] = 1000
 
@@ -744,7 +755,7 @@ class P2Weighting(Section):
 class EdmWeighting(Section):
     """(s^2 + d^2) / (s d)^2 on the error of x_0, s Karras' sigma, d the data's deviation (Karras et al. 2022, table 1)."""
 
-    sigma_data: Annotated[float, Field(gt=0.0)] = 1.0
+    sigma_data: Annotated[float, Field(gt=0.0)] | None = None
 
 
 class ElboWeighting(Section):
@@ -775,7 +786,7 @@ class LogitNormalTimestepSampling(Section):
 class LogNormalTimestepSampling(Section):
     """log of Karras' sigma is normal (Karras et al. 2022, table 1), clamped to the schedule's own range."""
 
-    mean: float = -1.2
+    mean: float | None = None
     std: Annotated[float, Field(gt=0.0)] = 1.2
 
 # Kind -> registered name -> its options.

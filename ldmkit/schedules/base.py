@@ -18,12 +18,14 @@ LOG_SNR_LIMIT = 160.0
 class Schedule(ABC):
     """A noise schedule: timestep t in [0, T) -> (alpha, sigma); T - 1 is the most noise.
 
-    `timesteps` is T. `discrete` says that a network is trained on whole timesteps only. Everything is computed in float64,
-    on the device of the argument (on the CPU for MPS, which has no float64).
+    `timesteps` is T. `discrete` says that a network is trained on whole timesteps only. `sigma_data` is the deviation of the
+    data that Karras' sigmas are stated for: theirs is sigma_data sigma / alpha; the data here always have deviation 1.
+    Everything is computed in float64, on the device of the argument (on the CPU for MPS, which has no float64).
     """
 
     timesteps: int
     discrete: bool = False
+    sigma_data: float = 1.0
 
     @abstractmethod
     def _log_snr(self, t: Tensor) -> Tensor:

@@ -16,25 +16,41 @@ from ldmkit.schedules.base import Schedule, resolution_shift_of
 class EDM(Schedule):
     """Karras et al. 2022, eq. 5: sigma^(1/rho) in equal steps from `sigma_min` (t = 0) to `sigma_max` (t = T - 1).
 
-    Their sigma is sigma / alpha here: x_t is theirs divided by sqrt(1 + sigma^2), which is their c_in for data of unit
-    variance, so that the network sees unit variance and every sampler and prediction applies as it stands. Their
-    preconditioned network is `prediction="v"` in these coordinates (c_skip = alpha^2, c_out = sigma of this class).
+    Their sigma over `sigma_data`, the deviation of their data, is sigma / alpha here, where data have deviation 1: x_t is
+    theirs times their c_in = 1 / sqrt(sigma^2 + sigma_data^2), so that the network sees unit variance and every sampler and
+    prediction applies as it stands. Their preconditioned network is `prediction="v"` in these coordinates (c_skip = alpha^2,
+    c_out = sigma of this class).
+
+    sigma_min, sigma_max: None is 0.004 and 160 times sigma_data, which is the paper's 0.002 and 80 for its sigma_data of 0.5.
+    The `log-normal` timesteps and the `edm` weighting read sigma_data here too, so that ``{type: edm, sigma_data: 0.5}`` with
+    both is the paper's training, figure for figure.
     """
 
     def __init__(
-        self, *, sigma_min: Above = 0.002, sigma_max: Above = 80.0, rho: Above = 7.0, timesteps: Positive = 1000
+        self,
+        *,
+        sigma_data: Above = 1.0,
+        sigma_min: Above | None = None,
+        sigma_max: Above | None = None,
+        rho: Above = 7.0,
+        timesteps: Positive = 1000,
     ) -> None:
+        if not sigma_data > 0:
+            raise UsageError(f"edm schedule with sigma_data {sigma_data:g}: it is above 0; the paper's is 0.5")
+        sigma_min = 0.004 * sigma_data if sigma_min is None else sigma_min
+        sigma_max = 160.0 * sigma_data if sigma_max is None else sigma_max
         if not 0 < sigma_min < sigma_max or rho <= 0 or timesteps < 2:
             raise UsageError(
                 f"edm schedule with sigma_min {sigma_min:g}, sigma_max {sigma_max:g}, rho {rho:g}, timesteps {timesteps}: "
                 "0 < sigma_min < sigma_max, rho > 0 and timesteps >= 2 are needed"
             )
-        self.sigma_min, self.sigma_max, self.rho, self.timesteps = sigma_min, sigma_max, rho, timesteps
-        self._roots = math.pow(sigma_min, 1 / rho), math.pow(sigma_max, 1 / rho)
+        self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
+        self.rho, self.timesteps = rho, timesteps
+        self._roots = math.pow(sigma_min / sigma_data, 1 / rho), math.pow(sigma_max / sigma_data, 1 / rho)
 
     @property
     def config(self) -> dict[str, Any]:
-        names = ("sigma_min", "sigma_max", "rho", "timesteps")
+        names = ("sigma_data", "sigma_min", "sigma_max", "rho", "timesteps")
         return {"type": "edm", **{name: getattr(self, name) for name in names}}
 
     def _log_snr(self, t: Tensor) -> Tensor:
@@ -82,7 +98,7 @@ class Shifted(Schedule):
     def __init__(self, schedule: Schedule, factor: float) -> None:
         self.schedule, self.factor = schedule, factor
         self._offset = resolution_shift_of(factor)
-        self.timesteps, self.discrete = schedule.timesteps, schedule.discrete
+        self.timesteps, self.discrete, self.sigma_data = schedule.timesteps, schedule.discrete, schedule.sigma_data
 
     @property
     def config(self) -> dict[str, Any]:

@@ -211,6 +211,11 @@ def _forward(
     with runtime.autocast():
         reconstruction = autoencoder(images, noise)
         loss, values = losses.generator(images, reconstruction, state.step, autoencoder.last_layer)
+        if losses.equivariance_active(state.step):
+            drawn = random.generator(seed, f"{STAGE}/equivariance", state.step)
+            latents = autoencoder.scale(reconstruction.posterior.sample(noise))
+            term, part = losses.equivariance(autoencoder.decode, autoencoder.fit(images), latents, drawn)
+            loss, values = loss + term, values | part
         if extra:
             extra.step = state.step
             added, parts = extra.of_autoencoder(

@@ -116,9 +116,24 @@ def test_out_leaves_the_run_alone(
     assert call("evaluate", str(trained), "-n", "2", "--metric", "fidelity", "--out", str(out)) == 0
     assert "fidelity: not measured: does not apply" in capsys.readouterr().out
     assert contents(trained) == before  # no file more either
-    assert sorted(file.name for file in out.iterdir()) == ["evaluation.json", "held-out.png", "reconstructions.png"]
+    sheets = {"denoising.png", "held-out.png", "reconstructions.png"}
+    assert {file.name for file in out.iterdir()} == {"evaluation.json", *sheets}
     assert call("evaluate", str(trained), "-n", "2", "--out", str(out)) == 2
     assert "is there already and not empty" in capsys.readouterr().err
+
+
+def test_samples_for_held_out_data_are_those_of_the_evaluation(
+    trained: Path, before: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "images"
+    assert call("sample", str(trained), "--held-out", "3", "--batch", "2", "--out", str(out), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["made"] == 3
+    model = ldmkit.load(trained)
+    for row in range(3):
+        (image,) = model.sample(count=1, seed=row)
+        assert Image.open(out / f"{row:05d}.png").tobytes() == image.tobytes()
+    assert call("sample", str(trained), "-n", "1", "--out", str(out)) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_keeps_what_it_measured_before(trained: Path) -> None:

@@ -11,7 +11,7 @@ from ldmkit.diffusion import variational_bound
 from ldmkit.errors import UsageError
 from ldmkit.random import normal, sample_generators
 
-SCHEDULE = schedules.EDM()
+SCHEDULE = schedules.EDM(sigma_min=0.002, sigma_max=80.0)
 STD = 0.5
 
 

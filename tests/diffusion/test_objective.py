@@ -198,10 +198,35 @@ def test_log_normal_timesteps() -> None:
     process = diffusion.make(schedule={"type": "edm"}, prediction="v", timestep_sampling="log-normal")
     u = (torch.arange(4000) + 0.5) / 4000
     sigma = -process.schedule.log_snr(process.sample_timesteps(u)) / 2
-    assert float(sigma.mean()) == pytest.approx(-1.2, abs=0.01)
+    assert float(sigma.mean()) == pytest.approx(
+        math.log(2) - 1.2, abs=0.01
+    )  # the paper's -1.2 is for data of deviation 0.5
     assert float(sigma.std()) == pytest.approx(1.2, abs=0.02)
     whole = diffusion.make(timestep_sampling="log-normal").sample_timesteps(u)
     assert torch.equal(whole, whole.round())
+
+
+def test_edm_training_is_the_papers_figure_for_figure() -> None:
+    """Karras et al. 2022, table 1, by `sigma_data: 0.5` alone: P_mean, P_std, and lambda c_out^2 = 1 for v."""
+    paper = diffusion.make(
+        schedule={"type": "edm", "sigma_data": 0.5}, prediction="v", weighting="edm", timestep_sampling="log-normal"
+    )
+    u = (torch.arange(4000) + 0.5) / 4000
+    t = paper.sample_timesteps(u)
+    sigma = 0.5 * torch.exp(-paper.schedule.log_snr(t) / 2)
+    assert float(sigma.log().mean()) == pytest.approx(-1.2, abs=0.01)
+    assert float(sigma.log().std()) == pytest.approx(1.2, abs=0.02)
+    assert torch.allclose(paper.weights(t), torch.ones(4000))
+    # the loss of D, lambda (D - y)^2, in their units
+    weights = diffusion.make(schedule={"type": "edm", "sigma_data": 0.5}, prediction="x0", weighting="edm").weights(t)
+    assert torch.allclose(weights.double(), (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * 0.25, rtol=1e-5)
+    figures: dict[str, Any] = {
+        "timestep_sampling": {"type": "log-normal", "mean": -1.2},
+        "weighting": {"type": "edm", "sigma_data": 0.5},
+    }
+    said = diffusion.make(**{**paper.config, **figures})
+    assert torch.allclose(said.sample_timesteps(u), t, atol=1e-4)
+    assert torch.equal(said.weights(t), paper.weights(t))
 
 
 def test_offset_noise_is_one_number_a_channel() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +20,11 @@ from ldmkit.data.sample import Field, Info
 from ldmkit.data.source import Judge, Source
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.images import to_pil, to_tensor
+from ldmkit.evaluation.results import Figure, Picture, Results
 from ldmkit.random import generator
 
 SIDE = 32
+EVIL = "<script>alert(1)</script>\"'&"
 
 
 def picture(index: int, side: int = SIDE) -> Tensor:
@@ -201,3 +206,60 @@ def evaluation() -> Evaluation:
         seed=3,
         chunk=16,
     )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory as training and evaluation leave it, with a script in every place a person's words can come from."""
+    (tmp_path / "samples").mkdir()
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "samples" / "held-out.png")
+    Image.effect_noise((1000, 900), 90).save(tmp_path / "samples" / "grid.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "samples" / "latest.png")
+    recipe = {
+        "name": EVIL,
+        "data": {"type": "photos", "size": 64},
+        "autoencoder": {"type": "vq"},
+        "conditioners": {"low_res": {"type": "low-res"}},
+        "note": EVIL,
+    }
+    (tmp_path / "recipe.resolved.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    lines = [{"stage": "diffusion", "step": step, "loss": math.exp(-step / 50), "lr": 1e-3} for step in range(1, 200)]
+    lines += [
+        {"stage": "diffusion", "step": 100, "validation": 0.3},
+        {"stage": EVIL, "step": 1, EVIL: 1.0, "psnr": 20.0},
+    ]
+    lines += [{"stage": "autoencoder", "step": 50, "alarm": f"codebook collapsed {EVIL}"}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"step": 1, "lo')
+    (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "seconds": 400, "host": EVIL}))
+    (tmp_path / "versions.json").write_text(json.dumps({"ldmkit": "0.1.0", "torch": {"version": "2.15", "note": EVIL}}))
+    (tmp_path / "plan.json").write_text(json.dumps({"parts": [{"part": EVIL, "parameters": 1234567, "in": "64 x 64"}]}))
+    figures = (
+        Figure(
+            "psnr",
+            24.3,
+            title="PSNR",
+            unit="dB",
+            beside={"bicubic": 25.0},
+            differences={"bicubic": (-0.9, -0.5)},
+            baseline="bicubic",
+            interval=(24.0, 24.6),
+            n=512,
+        ),
+        Figure("conditioning-gain", 0.01, slot="low_res", unit="fraction", interval=(-0.01, 0.03), note=EVIL),
+        Figure(EVIL, math.nan, slot=EVIL, unit=EVIL, beside={EVIL: math.inf}, baseline=EVIL, series={EVIL: (1.0, 2.0)}),
+    )
+    Results(
+        figures,
+        512,
+        0,
+        sampling={"sampler": EVIL},
+        unavailable={"frechet": EVIL},
+        pictures=(Picture("samples/held-out.png", EVIL, EVIL), Picture("../../etc/hostname.png", "outside")),
+        data={
+            "attribution": f"https://example.org/photo {EVIL}",
+            "licence": "CC0",
+            "training pictures": None,
+            "examples": {"low_res": "it's.png"},
+        },
+    ).save(tmp_path / "evaluation.json")
+    return tmp_path

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldmkit.conditioning import Batch
 from ldmkit.evaluation.context import Evaluation
-from ldmkit.evaluation.gain import ConditioningGain, conditioning_gain, exchange
+from ldmkit.evaluation.gain import ConditioningGain, by_noise, conditioning_gain, exchange
 
 
 def test_gain_of_a_gaussian_is_the_closed_form(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,11 +45,22 @@ def test_gain_of_a_gaussian_is_the_closed_form(evaluation: Evaluation, monkeypat
     assert figure.verdict() == "better"
     assert figure.show(figure.value).endswith("times")
     assert figures["small"].verdict() == "no difference"
+    levels = figure.series["right conditions"]
+    assert len(levels) == 10
+    assert sum(levels) / 10 == pytest.approx(
+        a**2 * s**2 / v, rel=0.1
+    )  # the same at every level: this model does not see t
+    assert all(one < other for one, other in zip(levels, figure.series["shuffled conditions"], strict=True))
     assert figures["small"].value == 0.0  # this model does not look at the small picture
     assert all(not draws.dropped for draws in seen)
     timesteps = torch.cat([draws.timesteps for draws in seen[:4]])
     within = timesteps.sort().values / 1000 * 1200 - torch.arange(1200)  # one in every stratum
     assert -1e-3 < float(within.min()) <= float(within.max()) < 1 + 1e-3
+
+
+def test_losses_are_told_apart_by_their_noise() -> None:
+    timesteps = torch.tensor([[900.0, 100.0, 500.0], [300.0, 700.0, 0.0]])
+    assert by_noise(timesteps / 100, timesteps, levels=3) == (0.5, 4.0, 8.0)
 
 
 def test_the_pairing_makes_a_small_gain_visible() -> None:

@@ -61,4 +61,4 @@ def test_every_metric_on_an_untrained_model_of_digits(tmp_path: Path, monkeypatc
     (tmp_path / "recipe.resolved.yaml").write_text(recipe.to_yaml())
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "conditioned on class" in text
-    assert text.count("<img ") == 3
+    assert text.count("<img ") == 4

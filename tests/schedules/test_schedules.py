@@ -75,11 +75,24 @@ def test_zero_snr_is_diffusers() -> None:
 def test_edm_is_karras_table() -> None:
     theirs = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0)
     theirs.set_timesteps(1000)
-    schedule = schedules.EDM()
-    sigma = torch.exp(-schedule.log_snr(torch.arange(1000)) / 2).flip(0)
+    schedule = schedules.EDM(sigma_data=0.5)  # the paper's figures by that alone
+    assert (schedule.sigma_min, schedule.sigma_max) == (0.002, 80.0)
+    sigma = 0.5 * torch.exp(-schedule.log_snr(torch.arange(1000)) / 2).flip(0)
     assert torch.allclose(sigma.float(), theirs.sigmas[:-1].float(), rtol=1e-5)
     alpha, noise = schedule.alpha_sigma(torch.tensor(999))
-    assert float(noise / alpha) == pytest.approx(80, rel=1e-5)
+    assert float(noise / alpha) == pytest.approx(160, rel=1e-5)
+
+
+def test_edm_of_data_of_any_deviation_is_one_schedule() -> None:
+    """Stated for data twice as wide, everything is twice as large: in the network's coordinates nothing changes."""
+    t = torch.arange(1000)
+    for deviation in (0.5, 1.0, 3.0):
+        assert torch.allclose(schedules.EDM(sigma_data=deviation).log_snr(t), schedules.EDM().log_snr(t), rtol=1e-12)
+    # What was saved before sigma_data had a home says its levels for data of deviation 1.
+    old = schedules.make("edm", sigma_min=0.002, sigma_max=80.0, rho=7.0, timesteps=1000)
+    assert float(torch.exp(-old.log_snr(torch.tensor(999)) / 2)) == pytest.approx(80)
+    with pytest.raises(UsageError, match="sigma_data 0"):
+        schedules.EDM(sigma_data=0.0)
 
 
 def test_edm_preconditioning_is_v() -> None:
@@ -145,7 +158,7 @@ def test_alpha_sigma_of_a_table_are_the_table() -> None:
         ({"type": "given", "betas": [0.0, 0.1]}, r"\(0, 1\)"),
         ({"type": "linear", "timesteps": 0}, "at least 1"),
         ({"type": "linear", "shift": 0.0}, "above 0"),
-        ({"type": "edm", "sigma_min": 90.0}, "sigma_min < sigma_max"),
+        ({"type": "edm", "sigma_min": 200.0}, "sigma_min < sigma_max"),
         ({"type": "flow", "zero_snr": True}, "has none"),
     ],
 )

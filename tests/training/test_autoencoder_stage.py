@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ldmkit.conditioning import Batch
 from ldmkit.training import autoencoder as stage
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.logging.log import Log
+from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop
 
 
@@ -47,3 +49,20 @@ def test_windows_lie_everywhere_from_the_first_row_and_column_to_the_last(height
     assert torch.equal(stage.windows(image, range(400), side, 3), cut), "keyed by the position"
     assert not torch.equal(stage.windows(image, range(400), side, 4), cut)
     assert stage.windows(image, range(400), min(height, width), 3) is image, "no window is larger than the image"
+
+
+def test_psnr_is_that_of_images_in_minus_one_to_one() -> None:
+    """A constant error of 0.2 on a range of 2: 20 log10(2 / 0.2) dB."""
+    shifted = SimpleNamespace(eval=lambda: None, encode=lambda images: images, decode=lambda latents: latents + 0.2)
+    batch = Batch(images=torch.zeros(3, 1, 4, 4), prepared={}, present={}, positions=torch.arange(3))
+    assert stage.psnr(shifted, [batch], Runtime()) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_the_posteriors_noise_is_keyed_by_the_position(toy: SimpleNamespace) -> None:
+    autoencoder, images = toy.model().autoencoder, torch.zeros(2, 3, 16, 16)
+    one, other = (
+        stage._posterior_noise(autoencoder, images, SimpleNamespace(positions=torch.tensor(positions)), 5)
+        for positions in ([3, 9], [9, 4])
+    )
+    assert torch.equal(one[1], other[0]), "whatever its row"
+    assert not torch.equal(one[0], other[0])

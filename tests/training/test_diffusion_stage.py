@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldmkit import random
 from ldmkit.errors import DataError, DivergedError
 from ldmkit.training.batches import held_out
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
@@ -233,3 +234,14 @@ def test_validation_drops_nothing_and_spreads_its_timesteps_evenly(toy: SimpleNa
     timesteps = sorted(int(t) for draws in seen for t in draws.timesteps)
     assert timesteps == [int((row + 0.5) / 24 * 1000) for row in range(24)]
     assert [int(t) for t in seen[0].timesteps] != timesteps[:8], "a batch has early and late ones"
+
+
+def test_dropout_layers_draw_anew_in_every_step(toy: SimpleNamespace, tmp_path: Path) -> None:
+    """From the global generator, whose seed is a function of the run's and of the step."""
+    model, seeds = toy.model(), []
+    model.denoiser.register_forward_pre_hook(
+        lambda module, arguments: seeds.append(torch.initial_seed()) if module.training else None
+    )
+    train(toy, tmp_path, model)
+    assert seeds == [random.key(5, "diffusion/dropout-layers", step) for step in range(6)]
+    assert len(set(seeds)) == 6

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -18,17 +19,18 @@ from ldmkit.evaluation.report.tables import duration
 NAME = "report.html"
 
 
-def write_report(run_dir: Path, *, place: str | None = None) -> Path:
+def write_report(run_dir: Path, *, place: str | None = None, with_host: bool = False) -> Path:
     """Writes ``report.html`` from what the run directory holds, and returns its path.
 
     Args:
         run_dir: a run; `ldmkit.evaluation.report.record.read` says what is read there.
         place: the run directory as a person types it, for the commands; default: relative to the working directory.
+        with_host: name the machine that trained it.
 
     The page needs no network: pictures are embedded, there is no script, and its content security policy forbids both.
     Raises `CheckpointError` where `run_dir` is no run.
     """
-    record = read(run_dir)
+    record = replace(read(run_dir), with_host=with_host)
     target = run_dir / NAME
     temporary = run_dir / f".tmp-{NAME}-{os.getpid()}"
     temporary.write_text(page(record, place or _place(run_dir)), encoding="utf-8", errors="backslashreplace")

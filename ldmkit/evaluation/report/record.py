@@ -21,7 +21,7 @@ from ldmkit.evaluation.store import Kept, combined, kept
 Curve = list[tuple[float, float]]  # (step, value)
 
 MOST_PICTURES = 8
-HEAVY = 300_000  # bytes; a heavier PNG is embedded as JPEG
+HEAVY = 300_000  # bytes; a heavier PNG is embedded as WebP
 WIDEST = 1600  # pixels
 
 
@@ -40,6 +40,7 @@ class Record:
     alarms: list[str]
     results: Results | None
     pictures: list[tuple[Picture, str]] = field(default_factory=list)  # with its data URI
+    with_host: bool = False  # whether the page names the machine
     evaluations: list[Kept] = field(default_factory=list)  # all that were kept, the oldest first
 
 
@@ -161,16 +162,16 @@ def _embedded(path: Path, file: str) -> str | None:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             image.load()
             if len(data) > HEAVY or image.format != "PNG":
-                data, kind = _lighter(image), "jpeg"
+                data, kind = _lighter(image), "webp"
     except (OSError, SyntaxError, ValueError):
         return None
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _lighter(image: Image.Image) -> bytes:
-    colour = image.convert("RGB")
+    colour = image.convert("RGBA" if "A" in image.getbands() else "RGB")
     if colour.width > WIDEST:
         colour = colour.resize((WIDEST, round(colour.height * WIDEST / colour.width)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    colour.save(out, format="JPEG", quality=88, subsampling=0, optimize=True)
+    colour.save(out, format="WEBP", quality=88)
     return out.getvalue()

@@ -12,6 +12,7 @@ from ldmkit.evaluation.report.charts import line_chart
 from ldmkit.evaluation.report.figures import suspicions
 from ldmkit.evaluation.report.record import Curve, Record
 from ldmkit.evaluation.report.tables import pairs, table
+from ldmkit.evaluation.results import Picture
 
 ADVERSARIAL = re.compile(r"discriminator|generator|adversarial|logits|adaptive|r1|lecam")
 SPEED = re.compile(r"_per_second$")
@@ -22,11 +23,17 @@ SPEED = re.compile(r"_per_second$")
 
 def pictures(record: Record) -> str:
     """The sheets, embedded."""
-    return "".join(
-        f'<figure class="card sheet"><h3>{escape(picture.title)}</h3>'
+    return "".join(_sheet(number, picture, uri) for number, (picture, uri) in enumerate(record.pictures, start=1))
+
+
+def _sheet(number: int, picture: Picture, uri: str) -> str:
+    """A sheet that fills the window once it is clicked: without a script, by being the page's target."""
+    said = f"{picture.title}. {picture.caption}" if picture.caption else picture.title
+    return (
+        f'<figure class="card sheet" id="sheet-{number}"><h3>{escape(picture.title)}</h3>'
         f'<figcaption class="small soft">{escape(picture.caption)}</figcaption>'
-        f'<div class="scroll"><img src="{uri}" alt="{escape(picture.title)}"></div></figure>'
-        for picture, uri in record.pictures
+        f'<a class="close" href="#pictures">Close</a><a class="zoom" href="#sheet-{number}" title="Enlarge">'
+        f'<img src="{uri}" alt="{escape(said)}"></a></figure>'
     )
 
 
@@ -122,7 +129,7 @@ def recipe(record: Record) -> str:
 
 def environment(record: Record) -> str:
     """Versions of everything that made the run, and its status."""
-    hidden = ("plan", "alarms", "error", "versions")
+    hidden = ("plan", "alarms", "error", "versions", *(() if record.with_host else ("host", "pid")))
     status = {name: value for name, value in record.status.items() if name not in hidden}
     content = (pairs(status) if status else "") + (pairs(record.versions) if record.versions else "")
     return f"<details><summary>Versions and status</summary>{content}</details>" if content else ""
