@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 
 from ldmkit.errors import LdmkitError, UsageError
+from ldmkit.interop.assembling import core_unet
 from ldmkit.interop.compvis.save import check_compvis
-from ldmkit.interop.diffusers.describe import autoencoder_to, unet_to
+from ldmkit.interop.diffusers.describe import autoencoder_to, refuse, unet_to
 from ldmkit.interop.diffusers.save import pipeline_of
 from ldmkit.interop.diffusers.schedule import scheduler_to
 from ldmkit.latent_diffusion import LatentDiffusion
@@ -44,8 +45,9 @@ def advised(error: UsageError, model: LatentDiffusion, form: Form) -> UsageError
 
 
 def _diffusers(model: LatentDiffusion) -> None:
+    unet = core_unet(model, refuse)
     pipeline_of(model)
-    unet_to(model.denoiser, model.latent_shape(model.size)[1:][0])
+    unet_to(unet, model.latent_shape(model.size)[1:][0])
     autoencoder_to(model.autoencoder)
     scheduler_to(model.diffusion)
 

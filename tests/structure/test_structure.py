@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,34 @@ def test_no_file_is_unpickled_and_no_code_is_fetched():
         if name in ("torch.load", "AutoTokenizer.from_pretrained"):
             seen.add(name)
     assert seen == {"torch.load", "AutoTokenizer.from_pretrained"}
+
+
+@pytest.mark.parametrize("folder", ["recipe", "losses", "denoiser"])
+def test_a_folder_has_no_cycle_of_imports(folder):
+    """Those for type checkers included."""
+    names = {
+        f"ldmkit.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"
+    }
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == f"ldmkit.{folder}":
+                graph[name] |= {f"{node.module}.{alias.name}" for alias in node.names} & names.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module in names:
+                graph[name].add(node.module)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_did_you_mean_stands_once():
+    users = {
+        path.relative_to(PACKAGE).as_posix() for path in modules() if "get_close_matches" in path.read_text("utf-8")
+    }
+    assert users == {"messages.py"}
+
+
+def test_a_unets_stages_are_listed_once():
+    """All others ask `blocks()`."""
+    listed = "*self.input_blocks, self.middle_block"
+    users = {path.relative_to(PACKAGE).as_posix() for path in modules() if listed in path.read_text("utf-8")}
+    assert users == {"denoiser/unet.py"}
+    assert not any("input_blocks, unet.middle_block" in path.read_text("utf-8") for path in modules())

@@ -135,8 +135,8 @@ class InDouble(LatentDiffusion):
     def canvas(self, size: tuple[int, int] | None = None, dtype: torch.dtype = torch.float64) -> Canvas:
         return super().canvas(size, dtype)
 
-    def losses(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        return super().losses(_doubled(batch), _doubled(draws))
+    def losses(self, batch: Batch, draws: Draws, extra: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().losses(_doubled(batch), _doubled(draws), extra)
 
 
 def _doubled(value: Any) -> Any:

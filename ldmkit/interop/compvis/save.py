@@ -84,10 +84,11 @@ def compvis_of(model: LatentDiffusion, raw: Mapping[str, Tensor] | None = None) 
 
 def check_compvis(model: LatentDiffusion) -> None:
     """Raises UsageError with the reason where the original's layout cannot hold the model, which may be on meta."""
+    unet = core_unet(model, refuse)
     _square(model)
     _process(model.diffusion.config, model.diffusion.schedule)
     _scale(model.autoencoder)
-    _unet(model.denoiser)
+    _unet(unet)
     _first_stage(model.autoencoder)
     _condition(model)
 
