@@ -14,8 +14,9 @@ from ldmkit.errors import UsageError
 from ldmkit.recipe import load
 
 
-def test_a_new_package_passes_its_own_tests(tmp_path):
-    folder = write("far-view", tmp_path / "ldmkit-far-view")
+@pytest.mark.parametrize("kind", ["conditioner", "denoiser"])
+def test_a_new_package_passes_its_own_tests(tmp_path, kind):
+    folder = write("far-view", tmp_path / "ldmkit-far-view", kind=kind)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q"], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -33,6 +34,20 @@ def test_the_package_says_what_it_needs_and_its_recipe_is_valid(tmp_path, monkey
     registry = plugins.load(files=[folder / "ldmkit_far_view" / "__init__.py"])
     recipe = load(folder / "recipes" / "far-view.yaml", registry=registry)
     assert recipe.conditioners["far_view"].options == {"cells": 4, "features": 4}
+
+
+def test_a_new_denoisers_recipe_is_valid_and_check_examines_it(tmp_path, monkeypatch, capsys):
+    folder = write("far-view", tmp_path / "p", kind="denoiser")
+    assert not [path for path in folder.rglob("*") if "$" in path.name or (path.is_file() and "$" in path.read_text())]
+    monkeypatch.syspath_prepend(str(folder))
+    plugin = folder / "ldmkit_far_view" / "__init__.py"
+    registry = plugins.load(files=[plugin])
+    recipe = load(folder / "recipes" / "far-view.yaml", registry=registry)
+    assert recipe.denoiser.options == {"width": 64, "depth": 4}
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plugins", "check", "far-view", "-p", str(plugin), "-o", "width=4", "-o", "depth=1"])
+    assert stop.value.code in (0, None)
+    assert capsys.readouterr().out == "far-view keeps its contract\n"
 
 
 def test_plugins_check_examines_it_and_names_what_is_wrong(tmp_path, monkeypatch, capsys):

@@ -125,5 +125,7 @@ class Scalar(Reading):
 
 def test_a_term_of_another_shape_is_named(model, step):
     model.extra = ExtraLosses({"read": Part(Scalar())})
-    with pytest.raises(PluginError, match=r"the loss read \(Scalar\) gave \(\); expected one number a row, of shape \(4,\)"):
+    with pytest.raises(
+        PluginError, match=r"the loss read \(Scalar\) gave \(\); expected one number a row, of shape \(4,\)"
+    ):
         model.losses(*step, model.extra)
