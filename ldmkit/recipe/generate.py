@@ -170,7 +170,7 @@ class _Writer:
             return f"{name}[{', '.join(inside)}]"
         if annotation in (None, type(None)):
             return "None"
-        if dataclasses.is_dataclass(annotation):
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return self._nested(annotation)
         if annotation in (int, float, str, bool, list, dict):
             return str(annotation.__name__)
