@@ -6,6 +6,8 @@ Public names are imported when first used (PEP 562): `import ldmkit` and `from l
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -130,3 +132,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """`ldmkit.build` and `ldmkit.run` are functions, though modules of these names exist.
+
+    Python sets a submodule as an attribute of its package when it is imported, which would hide the function from then on.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

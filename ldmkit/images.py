@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ldmkit.data.sample import Color
 from ldmkit.errors import DataError
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-Color = tuple[int, int, int]  # red, green and blue in 0 .. 255
 WHITE: Color = (255, 255, 255)
 
 

@@ -31,7 +31,7 @@ _FILLING = {"normal_", "uniform_", "trunc_normal_"}
 
 
 def build(recipe: Recipe, registry: Registry | None = None) -> LatentDiffusion:
-    """The model of a recipe on the CPU, with fresh weights drawn from the recipe's seed; what `freeze: true` says is frozen.
+    """The model of a recipe on the CPU, with fresh weights drawn from the recipe's seed.
 
     Raises:
         RecipeError: an option that `fit` learns from data is missing; the error names slot and option.
@@ -44,9 +44,6 @@ def build(recipe: Recipe, registry: Registry | None = None) -> LatentDiffusion:
         if not any(parameter.is_meta for parameter in model.parameters()):
             for slot, conditioner in model.conditioners.items():
                 called(model.conditioners.examiner(slot).who, "load_pretrained", conditioner.load_pretrained)
-    for name, section in recipe.conditioners.items():
-        if section.freeze is True:
-            model.conditioners[name].requires_grad_(False)
     _check_guidance(recipe, model)
     from ldmkit.assembly.restoration import load  # it is made of what is here
 

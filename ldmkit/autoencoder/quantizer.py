@@ -140,8 +140,9 @@ class Quantizer(nn.Module):
     def _average(self, rows: Tensor, indices: Tensor, counts: Tensor, decay: float) -> None:
         """Eq. 6 to 8 of arXiv 1711.00937, appendix A.1."""
         sums = all_reduce.total(torch.zeros_like(self.total).index_add_(0, indices, rows.to(self.total)))
-        # 0 for a spoilt batch, without waiting for the device.
-        share = torch.isfinite(sums).all().to(sums) * (1 - decay)
+        share = torch.isfinite(sums).all().to(sums) * (
+            1 - decay
+        )  # 0 for a spoilt batch, without waiting for the device
         self.count.lerp_(counts.to(self.count), share)
         self.total.lerp_(sums.nan_to_num(0.0, 0.0, 0.0), share)
         averages = self.total / self.count.clamp_min(LEAST_COUNT).unsqueeze(1)

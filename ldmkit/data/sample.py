@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ldmkit.errors import DataError
 
-if TYPE_CHECKING:
-    from ldmkit.images import Color
-
 Kind = Literal["image", "map", "label", "text", "boxes", "number", "other"]
+Color = tuple[int, int, int]
 
 
 class MissingFieldError(DataError, KeyError):

@@ -48,7 +48,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (b, n, width), tokens (b, l, context width), mask (b, 1, 1, l) True = attend -> (b, n, width)."""
         query, key, value = self.to_q(x), self.to_k(tokens), self.to_v(tokens)
-        # Each (b, heads, n or l, width / heads).
-        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
+        )  # each (b, heads, n or l, width / heads)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.to_out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -67,8 +67,9 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.variant = Variant.of(variant)
-        # To be switched at will: it changes no number and is no part of the model.
-        self.checkpointing = self.variant.checkpoint
+        self.checkpointing = (
+            self.variant.checkpoint
+        )  # to be switched at will: it changes no number and is no part of the model
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": out_channels,

@@ -49,8 +49,9 @@ class Figure:
         if self.unit == "fraction":
             return f"{100 * value:.1f} %"
         shown = [abs(number) for number in (self.value, *self.beside.values()) if math.isfinite(number)]
-        # One precision for all that is compared.
-        digits = 2 if self.unit == "dB" or max(shown, default=0.0) >= 10 else 3
+        digits = (
+            2 if self.unit == "dB" or max(shown, default=0.0) >= 10 else 3
+        )  # one precision for all that is compared
         return f"{value:.{digits}f}{' ' + self.unit if self.unit else ''}"
 
     def span(self) -> str:

@@ -43,8 +43,9 @@ class Slot:
     options: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
-    # Option that `fit` learned from data -> sha256 of its value.
-    fitted: Mapping[str, str] = field(default_factory=dict)
+    fitted: Mapping[str, str] = field(
+        default_factory=dict
+    )  # option that `fit` learned from data -> sha256 of its value
 
     @property
     def plugin(self) -> str:

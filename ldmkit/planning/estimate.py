@@ -80,6 +80,9 @@ def plan(recipe: Recipe, registry: Registry, gpus: Sequence[int] = ()) -> Plan:
     recipe = fit(recipe.validate_components(registry), registry)
     with torch.device("meta"):
         model = build(recipe, registry)
+    for slot, section in recipe.conditioners.items():
+        if section.freeze is True:
+            model.conditioners[slot].requires_grad_(False)
     asked = _asked(model, recipe, registry)
     model.autoencoder.requires_grad_(True)  # as in its own stage
     height, width = recipe.data.shape
@@ -179,8 +182,9 @@ def _asked(model: LatentDiffusion, recipe: Recipe, registry: Registry) -> dict[s
 def _prepared(model: LatentDiffusion, recipe: Recipe, registry: Registry) -> dict[str, Tensors]:
     """Each slot's condition of a sample that has one; a batch of one row."""
     found: dict[str, Tensors] = {}
-    # Data that are elsewhere, and slots that cannot prepare: it is said that these are not counted.
-    with suppress(Exception):
+    with suppress(
+        Exception
+    ):  # data that are elsewhere, and slots that cannot prepare: it is said that these are not counted
         data, _ = datasets(recipe, registry)
         for item in range(min(SOUGHT, data.count or SOUGHT)):
             batch = model.batch([data.sample(item)])

@@ -99,7 +99,10 @@ def load(model: LatentDiffusion, recipe: Recipe, *, activations: int, latent: in
     """The load of a model, which may be on meta."""
     unet = model.denoiser
     stages = [_count(stage) for stage in (*unet.input_blocks, unet.middle_block, *unet.output_blocks)]
-    frozen = sum(_frozen(conditioner) for conditioner in model.conditioners.values())
+    frozen = sum(
+        _count(conditioner) if recipe.conditioners[slot].freeze is True else _frozen(conditioner)
+        for slot, conditioner in model.conditioners.items()
+    )
     every = sum(_count(part) for part in (unet, model.conditioners, model.diffusion))
     return Load(
         trained=every - frozen,

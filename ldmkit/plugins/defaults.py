@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from ldmkit.plugins.hookspecs import Register, hookimpl
 
-DATA_SOURCES = {
-    "photos": "photos:PhotosSource",
-    "digits": "digits.source:DigitsSource",
-    "scenes": "scenes.source:ScenesSource",
-    "folder": "folder.source:FolderSource",
-    "huggingface": "huggingface.source:HuggingfaceSource",
-    "webdataset": "webdataset.source:WebdatasetSource",
-}
+DATA_SOURCES = ("photos", "digits", "scenes", "folder", "huggingface", "webdataset")
 SAMPLERS = (
     "ddim",
     "ddpm",
@@ -51,8 +44,8 @@ def ldmkit_register_conditioners(register: Register) -> None:
 
 @hookimpl
 def ldmkit_register_data_sources(register: Register) -> None:
-    for name, target in DATA_SOURCES.items():
-        register(name, f"ldmkit.data.sources.{target}")
+    for name in DATA_SOURCES:
+        register(name, f"ldmkit.data.{name}:{name.capitalize()}Source")
 
 
 @hookimpl

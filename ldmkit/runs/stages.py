@@ -202,6 +202,9 @@ class Stages:
         self.facts |= {"model": {name: model.config[name] for name in parts}}
         if self.checkpoints("diffusion").newest() is None:  # a run that has begun its last stage has weights of its own
             start_trained(model, self.recipe, self.registry, self.ranks, self.console.note)
+        for name, slot in self.recipe.conditioners.items():
+            if slot.freeze is True:
+                model.conditioners[name].requires_grad_(False)
         keep_frozen(model, self.checkpoints("frozen"))
         return model
 

@@ -10,8 +10,9 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# Windows has no SIGHUP.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP
 HANGUP = getattr(signal, "SIGHUP", None)
 ECHO = 0.03  # seconds; `timeout` signals its child and then the group the child is in, faster than any hand
 

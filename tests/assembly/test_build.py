@@ -170,12 +170,3 @@ def test_the_model_trains_from_a_dataset(fitted, registry):
     loss.backward()
     assert model.conditioners["mark"].table.weight.grad is not None
     assert model.autoencoder.last_layer.grad is None
-
-
-def test_what_the_recipe_freezes_is_frozen_in_the_model(fitted, registry):
-    def trained(freeze):
-        model = build(fitted.updated({"conditioners.mark.freeze": freeze}), registry)
-        return {parameter.requires_grad for parameter in model.conditioners["mark"].parameters()}
-
-    assert trained(True) == {False}
-    assert trained(False) == trained(5) == {True}  # those of some steps are the optimizer's affair

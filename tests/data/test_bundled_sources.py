@@ -74,8 +74,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
 def test_using_them_imports_neither_library() -> None:
     code = (
-        "import sys; from ldmkit.data.sources.photos import PhotosSource; "
-        "from ldmkit.data.sources.digits.source import DigitsSource; "
+        "import sys; from ldmkit.data.sources.photos import PhotosSource; from ldmkit.data.sources.digits.source import DigitsSource; "
         "PhotosSource()[0]['image']; DigitsSource()[0]['image']; "
         "assert not {'skimage', 'sklearn', 'torchvision'} & set(sys.modules)"
     )

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from PIL import Image, UnidentifiedImageError
 
-from ldmkit.data.sample import BadSampleError, Problem
+from ldmkit.data.sample import BadSampleError, Color, Problem
 from ldmkit.errors import DataError
-from ldmkit.images import WHITE, Color, to_rgb8, upright
+from ldmkit.images import WHITE, to_rgb8, upright
 
 # No other decoder is ever tried: Pillow would start Ghostscript for a file that says it is PostScript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
@@ -109,8 +109,9 @@ def look(path: str, limits: Limits, *, decode: bool = False, content: bytes | No
         frames = getattr(image, "n_frames", 1)
         turned = _orientation(image) >= 5
         if decode:
-            # A JPEG is read whole, but painted small.
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            image.draft(
+                None, (max(1, image.width // 8), max(1, image.height // 8))
+            )  # a JPEG is read whole, but painted small
             image.load()
     if decode and kind == "PNG":  # Pillow stops at the last row; what the checksums say is only asked by `verify`
         with _opened(path, limits, content) as image:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmkit.data.sample import BadSampleError, Field, Problem, printable
+from ldmkit.data.sample import BadSampleError, Color, Field, Problem, printable
 from ldmkit.data.sources.folder.image_files import Limits, read_ids, walk
 from ldmkit.data.view import sizes_differ
 from ldmkit.errors import DataError
-from ldmkit.images import Color, to_ids
+from ldmkit.images import to_ids
 
 IGNORED = 255  # the id that means unlabelled
 
