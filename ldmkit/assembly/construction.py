@@ -16,8 +16,10 @@ from ldmkit.assembly.inheritance import inherited
 from ldmkit.assembly.sources import source_of
 from ldmkit.conditioning import Conditioner, ConditionerSet, Dropout, LatentSpec, Ports, StoredNull
 from ldmkit.conditioning.checks import called
+from ldmkit.data import Source
 from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import PluginError, UsageError
+from ldmkit.fields import Field
 from ldmkit.guidance import parse
 from ldmkit.latent_diffusion import LatentDiffusion, Sampler, Slot
 from ldmkit.plugins import Registry
@@ -30,8 +32,11 @@ DERIVED_WIDTHS = ("in_channels", "out_channels", "context_width")
 _FILLING = {"normal_", "uniform_", "trunc_normal_"}
 
 
-def build(recipe: Recipe, registry: Registry | None = None) -> LatentDiffusion:
+def build(recipe: Recipe, registry: Registry | None = None, *, source: Source | None = None) -> LatentDiffusion:
     """The model of a recipe on the CPU, with fresh weights drawn from the recipe's seed.
+
+    Args:
+        source: the recipe's data source, where it was made before.
 
     Raises:
         RecipeError: an option that `fit` learns from data is missing; the error names slot and option.
@@ -40,7 +45,7 @@ def build(recipe: Recipe, registry: Registry | None = None) -> LatentDiffusion:
     recipe = inherited(recipe.validate_components(registry), registry)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random.key(recipe.seed, "init", 0))
-        model = assemble(_description(recipe, registry), registry)
+        model = assemble(_description(recipe, registry, source), registry)
         if not any(parameter.is_meta for parameter in model.parameters()):
             for slot, conditioner in model.conditioners.items():
                 called(model.conditioners.examiner(slot).who, "load_pretrained", conditioner.load_pretrained)
@@ -64,10 +69,10 @@ def _check_guidance(recipe: Recipe, model: LatentDiffusion) -> None:
         raise recipe.error(error.message, "sample", "guidance", hint=error.hint) from error
 
 
-def _description(recipe: Recipe, registry: Registry) -> dict[str, Any]:
+def _description(recipe: Recipe, registry: Registry, source: Source | None) -> dict[str, Any]:
     """What `config.json` of the recipe's model says."""
     resolved = recipe.resolved(redact=False)
-    channels = recipe.data.channels or source_of(recipe, registry).info().channels
+    channels = recipe.data.channels or (source or source_of(recipe, registry)).info().channels
     first_stage = {key: value for key, value in resolved["autoencoder"].items() if key not in NOT_OPTIONS}
     first_stage["image_channels"] = first_stage.get("image_channels") or channels
     _check_channels(recipe, first_stage["image_channels"], channels)
@@ -110,6 +115,7 @@ def _slot(recipe: Recipe, name: str, registry: Registry) -> dict[str, Any]:
         "options": model.read(slot.options).plain(),
         "fields": dict(slot.fields_),
         "origin": {key: value for key, value in vars(origin).items() if value is not None},
+        "known": slot.known or {},
     }
 
 
@@ -171,6 +177,7 @@ def conditioner_of(name: str, slot: Slot, spec: LatentSpec, registry: Registry) 
             f"{who} has no ports: emits is {vars(made).get('emits')!r}",
             hint="set it in __init__: self.emits = Ports(...)",
         )
+    made.known_fields = {field: Field.read(described) for field, described in slot.known.items()}
     return made
 
 

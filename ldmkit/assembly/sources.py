@@ -11,11 +11,17 @@ from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 
 
-def datasets(recipe: Recipe, registry: Registry | None = None) -> tuple[Dataset, Dataset]:
-    """The training data and the held-out data of a recipe, cut as its `data` section says."""
+def datasets(
+    recipe: Recipe, registry: Registry | None = None, *, source: Source | None = None
+) -> tuple[Dataset, Dataset]:
+    """The training data and the held-out data of a recipe, cut as its `data` section says.
+
+    Args:
+        source: the recipe's data source, where it was made before.
+    """
     registry = registry or plugins.load()
     recipe = recipe.validate_components(registry)
-    source = source_of(recipe, registry)
+    source = source or source_of(recipe, registry)
     data = recipe.data
     aligned = frozenset(
         slot.fields_.get(name, name)

@@ -15,25 +15,43 @@ Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 Prepared = list[dict[str, Tensors | None]]
 
 
-def rows(values: Values, count: int | None) -> list[Mapping[str, Any]]:
+def rows(values: Values, count: int | None, conditioners: ConditionerSet | None = None) -> list[Mapping[str, Any]]:
     """One mapping slot -> value an image.
 
     `values` is a sequence of such mappings, one an image, or one mapping, in which a `torch.Tensor` is a batch with its rows
-    in the first dimension and anything else is one person's value, repeated `count` times (default 1). Raises `UsageError`
-    where the numbers of rows differ.
+    in the first dimension, a list that holds many values (`Conditioner.many`) has one an image, and anything else is one
+    person's value, repeated `count` times (default 1). Where lists have fewer values than `count` images, they are taken again
+    from the beginning, if `count` is a multiple. Raises `UsageError` where the numbers of rows differ.
     """
     if values is None:
         return [{} for _ in range(_count(count, None, "nothing"))]
     if not isinstance(values, Mapping):
         _count(count, len(values), "values")
         return list(values)
-    lengths = {slot: value.shape[0] for slot, value in values.items() if isinstance(value, Tensor) and value.ndim}
+    lengths = {slot: n for slot, value in values.items() if (n := _length(slot, value, conditioners)) is not None}
     if len(set(lengths.values())) > 1:
         raise UsageError(
-            f"the tensors of {', '.join(lengths)} have {', '.join(map(str, lengths.values()))} rows; give as many of each"
+            f"the values of {', '.join(lengths)} are {', '.join(map(str, lengths.values()))}; give as many of each"
         )
-    total = _count(count, next(iter(lengths.values()), None), ", ".join(lengths))
-    return [{slot: value[i] if slot in lengths else value for slot, value in values.items()} for i in range(total)]
+    given = next(iter(lengths.values()), None)
+    lists = given is not None and not any(isinstance(values[slot], Tensor) for slot in lengths)
+    repeated = count if lists and given and count and count % given == 0 else None
+    total = repeated or _count(count, given, ", ".join(lengths))
+    return [
+        {slot: value[i % lengths[slot]] if slot in lengths else value for slot, value in values.items()}
+        for i in range(total)
+    ]
+
+
+def _length(slot: str, value: Any, conditioners: ConditionerSet | None) -> int | None:
+    """How many rows a value holds; None for one that stands for every row."""
+    if isinstance(value, Tensor):
+        return value.shape[0] if value.ndim else None
+    if not isinstance(value, list | tuple) or conditioners is None or slot not in conditioners:
+        return None
+    if not value:
+        raise UsageError(f"slot {slot} was given an empty list", hint="leave it out for no condition")
+    return len(value) if conditioners[slot].many(value) else None
 
 
 def _count(count: int | None, given: int | None, what: str) -> int:

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ldmkit.data.jitter import Jitter
-from ldmkit.data.sample import Field, Sample
-from ldmkit.data.source import Crop, Resample
-from ldmkit.data.view import Size, View, draw_view, sizes_differ
+from ldmkit.data.sample import Sample
 from ldmkit.errors import DataError
-from ldmkit.images import to_ids, to_rgb8, to_tensor
+from ldmkit.fields import Field
+from ldmkit.images.pixels import to_ids, to_rgb8, to_tensor
+from ldmkit.images.view import Crop, Resample, Size, View, draw_view, sizes_differ
 from ldmkit.random import generator
 
 

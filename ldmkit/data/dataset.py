@@ -13,10 +13,12 @@ from ldmkit.data import buckets as shapes
 from ldmkit.data.crop import CroppedSample, CropSettings, loose
 from ldmkit.data.jitter import Jitter
 from ldmkit.data.order import BucketOrder, Order, ShuffledOrder
-from ldmkit.data.sample import BadSampleError, Field, Problem, Sample
-from ldmkit.data.source import Crop, Resample, Shards, Source
-from ldmkit.data.view import Size
+from ldmkit.data.sample import Problem, Sample
+from ldmkit.data.source import Shards, Source
 from ldmkit.errors import DataError
+from ldmkit.fields import Field
+from ldmkit.images.files import BadSampleError
+from ldmkit.images.view import Crop, Resample, Size
 
 
 class Dataset:

@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Literal, TypedDict
 from torch import Tensor
 
 from ldmkit.data.sample import Info, Problem
+from ldmkit.images.view import Crop, Resample
 
 Part = Literal["train", "validation"]
-Crop = Literal["center", "random"]
-Resample = Literal["bicubic", "area"]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Slot:
     fitted: Mapping[str, str] = field(
         default_factory=dict
     )  # option that `fit` learned from data -> sha256 of its value
+    known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # field -> what the data source knows of it
 
     @property
     def plugin(self) -> str:
@@ -65,7 +66,7 @@ class Slot:
 
     def to_json(self) -> dict[str, Any]:
         """What `config.json` says of the slot."""
-        return {**vars(self), "hash": self.hash}
+        return {**{key: value for key, value in vars(self).items() if key != "known" or value}, "hash": self.hash}
 
     @classmethod
     def read(cls, name: str, described: Mapping[str, Any]) -> Self:

@@ -218,7 +218,7 @@ class LatentDiffusion(nn.Module):
         drop: Sequence[str] = (),
     ) -> Conditioning:
         """What the denoiser reads for these conditions; slots in `drop`, and slots without a value, are null."""
-        given = user_values.rows(values, count)
+        given = user_values.rows(values, count, self.conditioners)
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
         batch = self._user_batch(prepared)
         kept = frozenset(self.conditioners) - set(drop)
@@ -277,7 +277,7 @@ class LatentDiffusion(nn.Module):
         """
         if count is None and values is None and image is not None:
             count = user_images.rows(image)
-        given = user_values.rows(values, count)
+        given = user_values.rows(values, count, self.conditioners)
         if size is not None:
             self.latent_shape(size)
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
@@ -361,7 +361,7 @@ class LatentDiffusion(nn.Module):
             values, size, steps: as in `sample`; the options are the grid's, `spacing` and `clean`. Sample with the same ones.
             iterations: evaluations a step (see `samplers.invert`).
         """
-        given = user_values.rows(values, None if values is not None else user_images.rows(image))
+        given = user_values.rows(values, None if values is not None else user_images.rows(image), self.conditioners)
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
         saved = Settings(steps=steps, guidance=1.0, guidance_options="plain", negative={}).completed(self.sampling)
         grid = {k: v for k, v in saved.options.items() if k in ("spacing", "clean") and saved.sampler == "ddim"}

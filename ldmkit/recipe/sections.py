@@ -171,7 +171,10 @@ Autoencoder = Annotated[
 
 
 class Slot(Component):
-    """A conditioner in a recipe. Left out, `type` is the slot's name with `_` read as `-`."""
+    """A conditioner in a recipe. Left out, `type` is the slot's name with `_` read as `-`.
+
+    `known` is what the data source knows of each field that is read (kind, classes, names, palette, range); `fit` fills it.
+    """
 
     type: str
     fields_: dict[str, str] = Field(default_factory=dict, alias="fields")
@@ -179,6 +182,7 @@ class Slot(Component):
     lr: NotNegative | None = None
     weight_decay: NotNegative | None = None
     freeze: bool | Count = False
+    known: dict[str, dict[str, Any]] | None = None
 
 
 class Variant(Section):

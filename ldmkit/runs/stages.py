@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ldmkit import random
-from ldmkit.assembly import build, datasets, fit, learned_options
+from ldmkit.assembly import build, datasets, fit, learned_options, source_of
 from ldmkit.autoencoder import AutoencoderLoss, make_loss
-from ldmkit.data import Dataset
+from ldmkit.data import Dataset, Source
 from ldmkit.errors import DataError, RecipeError
 from ldmkit.evaluation import Results
 from ldmkit.latent_diffusion import LatentDiffusion
@@ -99,9 +99,14 @@ class Stages:
         return BadSamples(self.directory.path, self.console)
 
     @cached_property
+    def source(self) -> Source:
+        """The recipe's data source, made and looked through once."""
+        return source_of(self.recipe, self.registry)
+
+    @cached_property
     def data(self) -> tuple[Dataset, Dataset]:
         """What is trained on, and what is held out."""
-        train, validation = datasets(self.recipe, self.registry)
+        train, validation = datasets(self.recipe, self.registry, source=self.source)
         train.listener = validation.listener = self.bad_samples
         return (Remembered(train) if train.finite else train), validation
 
@@ -181,7 +186,7 @@ class Stages:
 
         def found() -> dict[str, Any]:
             known = learned(self.directory.recipe() or {}, asked.resolved(redact=False))
-            fitted.append(fit(self._completed(known), self.registry))
+            fitted.append(fit(self._completed(known), self.registry, source=self.source))
             self.directory.write_recipe(fitted[0].to_yaml())
             return learned(fitted[0].resolved(redact=False), asked.resolved(redact=False))
 
@@ -194,7 +199,7 @@ class Stages:
         return self.recipe.updated(known).validate_components(self.registry) if known else self.recipe
 
     def _model(self) -> LatentDiffusion:
-        model = build(self.recipe, self.registry)
+        model = build(self.recipe, self.registry, source=self.source)
         model.slots |= {name: slot.with_fitted(self.learned.get(name, {})) for name, slot in model.slots.items()}
         # What each conditioner is, for whoever finds a checkpoint alone: origin, options, what `fit` learned, hashes.
         self.facts |= {"conditioners": model.config["conditioners"], "dropout": model.config["dropout"]}

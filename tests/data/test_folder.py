@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from ldmkit.data import Dataset
-from ldmkit.data.sources.folder.image_files import ORIENTATION
 from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.errors import DataError
+from ldmkit.images.files import ORIENTATION
 
 
 def picture(

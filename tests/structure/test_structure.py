@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ldmkit"
 
 # Each line imports only from those above it, and within a line only from the left.
 LAYERS = """
-errors hub
+errors hub fields images
 one_file random schedules nn
 unet autoencoder conditioning
 diffusion guidance samplers

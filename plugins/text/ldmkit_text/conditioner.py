@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.data import NO_FIELDS, Fields
 from ldmkit.errors import CheckpointError, DataError, LdmkitError, RecipeError, UsageError
 from ldmkit_text.pretrained import PretrainedEncoder, check_length, read_architecture
 from ldmkit_text.tokenizer import (
@@ -99,7 +100,9 @@ class TextConditioner(Conditioner):
         self.reported = False
 
     @classmethod
-    def fit(cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    def fit(
+        cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], fields: Fields = NO_FIELDS
+    ) -> Mapping[str, Any]:
         """`vocabulary` from the captions, or from a tokenizer that is named; `architecture` from an encoder that is named."""
         learned: dict[str, Any] = {}
         length, encoder = options.get("length", 77), options.get("encoder")

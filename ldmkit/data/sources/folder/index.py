@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ldmkit.data.sample import BadSampleError, Field, Problem, printable
+from ldmkit.data.sample import Problem
 from ldmkit.data.source import Part
 from ldmkit.data.sources.folder import metadata
-from ldmkit.data.sources.folder.image_files import SUFFIXES, Limits, Look, Tree, look_at_all, walk
+from ldmkit.data.sources.folder.image_files import Tree, look_at_all, walk
 from ldmkit.data.sources.folder.metadata import Column, Row
 from ldmkit.errors import DataError
+from ldmkit.fields import Field
+from ldmkit.images.files import SUFFIXES, BadSampleError, Limits, Look, printable
 
 VALIDATION_FOLDERS = ("validation", "valid", "val", "test")  # beside a folder `train`
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmkit.data.sample import BadSampleError, Color, Field, Problem, printable
-from ldmkit.data.sources.folder.image_files import Limits, read_ids, walk
-from ldmkit.data.view import sizes_differ
+from ldmkit.data.sample import Problem
+from ldmkit.data.sources.folder.image_files import walk
 from ldmkit.errors import DataError
-from ldmkit.images import to_ids
+from ldmkit.fields import Color, Field
+from ldmkit.images.files import BadSampleError, Limits, printable, read_ids
+from ldmkit.images.pixels import to_ids
+from ldmkit.images.view import sizes_differ
 
 IGNORED = 255  # the id that means unlabelled
 

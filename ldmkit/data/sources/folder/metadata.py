@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldmkit.data.sample import Field, printable
 from ldmkit.errors import DataError
+from ldmkit.fields import Field
+from ldmkit.images.files import printable
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from PIL import Image
 
-from ldmkit.data.sample import Field, Info, Problem, Sample, printable
+from ldmkit.data.sample import Info, Problem, Sample
 from ldmkit.data.source import Part, Source
 from ldmkit.data.sources.folder.checksums import Checksums
-from ldmkit.data.sources.folder.image_files import Limits, read
 from ldmkit.data.sources.folder.index import Entry, scan
 from ldmkit.data.sources.folder.label_maps import LabelMaps
 from ldmkit.errors import DataError
+from ldmkit.fields import Field
+from ldmkit.images.files import Limits, printable, read
 
 MEMORY = 512 * 2**20  # bytes of decoded pictures that are kept
 
