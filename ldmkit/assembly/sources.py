@@ -48,7 +48,9 @@ def datasets(
     )
     # Held-out pictures are seen in fixed views of one size and their own colours, never mirrored.
     seed = random.key(recipe.seed, "validation", 0)
-    validation = cut(source.split("validation"), flip=False, views=data.views or 1, seed=seed)
+    validation = cut(
+        source.split("validation" if source.holds_out() else "train"), flip=False, views=data.views or 1, seed=seed
+    )
     return train, validation
 
 

@@ -57,6 +57,10 @@ class Source(ABC):
     def split(self, part: Part) -> Source:
         """The samples to train on, or those held out; no picture is in both."""
 
+    def holds_out(self) -> bool:
+        """Whether ``split("validation")`` has samples. Where it has none, the training samples stand in, and that is said."""
+        return True
+
     def shards(self) -> Shards | None:
         """Runs of samples that are cheap to read together, for the order of an epoch; None: any order is as good."""
         return None

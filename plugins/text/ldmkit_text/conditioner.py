@@ -183,6 +183,8 @@ class TextConditioner(Conditioner):
 
     def _prepare(self, value: Any, error: type[LdmkitError]) -> tuple[Tensors, str]:
         """What `prepare` returns, and the text that did not fit."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = _written(value)
         if isinstance(value, str):
             if self.vocabulary is None:
                 raise error(
@@ -233,13 +235,30 @@ def _pretrained(
 
 
 def _fit(samples: Iterable[Mapping[str, Any]], length: int) -> str:
-    captions = [caption for sample in samples if isinstance(caption := sample["caption"], str)]
+    captions = [text for sample in samples for text in _texts(sample["caption"])]
+    if captions and not any(caption.strip() for caption in captions):
+        raise DataError(
+            f"all {len(captions)} captions are empty: a text would have no effect",
+            hint="fill them in, name the column that has them (`fields: {caption: ...}`), or leave the slot out",
+        )
     if not captions:
         raise DataError(
             "no sample has a `caption` to fit a tokenizer on",
             hint="choose data with captions, give `fields: {caption: ...}`, or name a `tokenizer`",
         )
     return fit_tokenizer(captions, length)
+
+
+def _texts(caption: Any) -> list[str]:
+    """One caption, a number as text, or several captions of one image."""
+    if isinstance(caption, list):
+        return [str(text) for text in caption]
+    return [caption] if isinstance(caption, str) else [_written(caption)] if isinstance(caption, int | float) else []
+
+
+def _written(number: float) -> str:
+    """A number as a person writes it: a column of years is read as numbers, and 1990.0 is none."""
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def _short(text: str, most: int = 200) -> str:

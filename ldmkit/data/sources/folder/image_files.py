@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from ldmkit.data.sample import Problem
 from ldmkit.images.files import SUFFIXES, BadSampleError, Limits, Look, look
 
+TEXTS = (".txt", ".caption")
+TABLES = (".jsonl", ".json1", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
 
 @dataclass
 class Tree:
@@ -21,7 +24,18 @@ class Tree:
     metadata: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)  # by suffix
     folders: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # files that may be captions
+    tables: list[str] = field(default_factory=list)  # files that may be metadata under another name
     problems: list[Problem] = field(default_factory=list)
+
+    def used(self, suffixes: tuple[str, ...], pictures: list[str]) -> None:
+        """Takes the text files that stand beside `pictures` out of the count of other files."""
+        stems = {os.path.splitext(picture)[0] for picture in pictures} | set(pictures)
+        for suffix in suffixes:
+            self.others[suffix] -= sum(
+                t.lower().endswith(suffix) and os.path.splitext(t)[0] in stems for t in self.texts
+            )
+        self.others = +self.others
 
 
 def walk(root: str, *, without: str | None = None, metadata: Iterable[str] = ()) -> Tree:
@@ -52,11 +66,16 @@ def walk(root: str, *, without: str | None = None, metadata: Iterable[str] = ())
                 tree.pictures.append(relative + name)
             else:
                 tree.others[suffix or "no suffix"] += 1
+                if suffix in TEXTS:
+                    tree.texts.append(relative + name)
+                elif suffix in TABLES:
+                    tree.tables.append(relative + name)
         for name in folders:  # a folder that is called like a picture is one all the same
             if os.path.splitext(name)[1].lower() in SUFFIXES:
                 tree.problems.append(Problem(os.path.join(folder, name), "a folder, whatever its name"))
     tree.pictures.sort(key=os.fsencode)
-    tree.metadata.sort(key=os.fsencode)
+    for files in (tree.metadata, tree.texts, tree.tables):
+        files.sort(key=os.fsencode)
     return tree
 
 

@@ -14,16 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from ldmkit.data import captions, row_fields, splits
+from ldmkit.data.partners import bits_of, examine, range_of
+from ldmkit.data.row_fields import Column
 from ldmkit.data.sample import Problem
 from ldmkit.data.source import Part
-from ldmkit.data.sources.folder import metadata
+from ldmkit.data.sources.folder import label_maps, metadata
 from ldmkit.data.sources.folder.image_files import Tree, look_at_all, walk
-from ldmkit.data.sources.folder.metadata import Column, Row
+from ldmkit.data.sources.folder.metadata import Row
 from ldmkit.errors import DataError
 from ldmkit.fields import Field
 from ldmkit.images.files import SUFFIXES, BadSampleError, Limits, Look, printable
 
-VALIDATION_FOLDERS = ("validation", "valid", "val", "test")  # beside a folder `train`
+MAP = "map"  # the field of label maps
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".zst")
 
 
 @dataclass(frozen=True)
@@ -45,46 +49,123 @@ class FolderIndex:
     parts: list[Part] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    maps: dict[str, str] = field(default_factory=dict)  # image -> its label map beside it, both below the root
+    range: tuple[float, float] | None = None  # black and white of 16-bit files that hold fewer bits
+    partner_limits: dict[str, Limits] = field(default_factory=dict)  # field -> how its images are read
 
     def path(self, picture: str) -> str:
         """Where a picture lies."""
         return os.path.join(self.root, picture)
 
 
-def scan(
-    path: str,
-    limits: Limits,
-    *,
-    maps: str | None = None,
-    classes: Sequence[str] | None = None,
-    validation: float = 0.1,
-    encoding: str = "utf-8",
-    decode: bool = True,
-) -> FolderIndex:
-    """Looks at everything below `path`; a picture that cannot be used becomes a problem, none at all a `DataError`."""
+@dataclass(frozen=True)
+class Asked:
+    """What a recipe says of the folder, besides the limits; see `FolderSource`."""
+
+    maps: str | None = None
+    classes: Sequence[str] | None = None
+    validation: float = 0.1
+    encoding: str = "utf-8"
+    decode: bool = True
+    split: Mapping[str, str | Sequence[str]] | None = None
+    aligned: Sequence[str] | None = None
+
+
+def scan(path: str, limits: Limits, asked: Asked) -> FolderIndex:
+    """Looks at everything below `path`; an image that cannot be used becomes a problem, none at all a `DataError`."""
     root = _root(path)
-    tree = walk(root, without=maps, metadata=metadata.NAMES)
-    rows = _rows(root, tree, encoding)
+    tree = walk(root, without=asked.maps, metadata=metadata.NAMES)
+    notes = _other_tables(root, tree, asked.encoding)
+    rows = _rows(root, tree, asked, notes)
+    maps = label_maps.beside(tree.pictures) if asked.maps is None else {}
+    if maps:
+        notes.append(
+            f"label maps: {len(maps)} files such as {printable(next(iter(maps.values())))} are the maps of their images"
+        )
+        tree.pictures = [picture for picture in tree.pictures if picture not in set(maps.values())]
+    found = splits.splits(tree.pictures, asked.split, root)
+    if found.folders:
+        tree.pictures = [picture for picture in tree.pictures if found.part(picture) is not None]
     entries = []
-    for entry, bad in _looked_at(root, tree, rows, limits, decode):
+    for entry, bad in _looked_at(root, tree, rows, limits, asked.decode):
         if isinstance(bad, BadSampleError):
             tree.problems.append(Problem(bad.path, bad.reason))
         else:
             entries += [replace(entry, look=bad, row=row) for row in rows.get(entry.picture, [None])]
     if not entries:
         raise _nothing(root, tree)
-    index = FolderIndex(root, entries, problems=tree.problems)
-    prefixes = _part_folders(tree)
-    index.columns = metadata.columns([entry.row for entry in entries], classes)
-    if "label" not in index.columns:
-        index.columns |= _folder_labels(entries, prefixes, classes, tree.folders)
-    if "boxes" in index.columns:
-        _relative_boxes(index)
-    index.parts = [_part(entry.picture, prefixes, validation) for entry in entries]
-    if not prefixes and validation > 0:
-        _fill_validation(index)
+    index = FolderIndex(root, entries, problems=tree.problems, notes=[*notes, *found.notes], maps=maps)
+    index.range = limits.value_range or range_of([entry.look for entry in entries])
+    _describe(index, tree, found, asked)
+    if found.said:
+        index.parts = [found.part(entry.picture) or "train" for entry in entries]
+    else:
+        index.parts = [_drawn(entry.picture, asked.validation) for entry in entries]
+        if asked.validation > 0:
+            _fill_validation(index)
+    _examine_partners(index, limits, asked)
     _note(index, tree, bool(tree.metadata))
     return index
+
+
+def _describe(index: FolderIndex, tree: Tree, found: splits.Splits, asked: Asked) -> None:
+    """The fields that rows, files beside the images and folders give."""
+    entries = index.entries
+    index.columns = row_fields.columns([entry.row for entry in entries], asked.classes)
+    column, notes = captions.beside(index.root, [entry.picture for entry in entries], tree.texts)
+    index.notes += notes
+    if column is not None and "caption" not in index.columns:
+        index.columns["caption"] = column
+        tree.used(captions.SUFFIXES, [entry.picture for entry in entries])
+    elif column is not None:
+        index.notes[-len(notes) :] = [
+            "captions: those of the metadata are read; the text files beside the images are not"
+        ]
+    if (other := row_fields.stand_in(index.columns)) is not None:
+        index.columns["caption"] = index.columns[other]
+        index.notes.append(f"captions: the column {other}, which is read as caption too")
+    if "label" not in index.columns:
+        index.columns |= _folder_labels(entries, found, asked.classes)
+        levels = [found.below(entry.picture) for entry in entries]
+        if "label" not in index.columns and any(levels) and not all(levels):
+            loose = sum(not level for level in levels)
+            index.notes.append(
+                f"{loose} images at the top and {len(levels) - loose} in folders: the folders are no classes"
+            )
+    if "boxes" in index.columns:
+        _relative_boxes(index)
+    if (empty := _empty_captions(index)) is not None:
+        index.notes.append(empty)
+
+
+def _empty_captions(index: FolderIndex) -> str | None:
+    if "caption" not in index.columns:
+        return None
+    cells = index.columns["caption"].values
+    empty = sum(cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells)
+    return f"captions: {empty} of {len(cells)} are empty" if empty else None
+
+
+def _examine_partners(index: FolderIndex, limits: Limits, asked: Asked) -> None:
+    """Looks at the other images that rows name, except those that are label maps."""
+    own = [name for name, column in index.columns.items() if column.field.kind == "image"]
+    if unknown := [name for name in asked.aligned or () if name not in own]:
+        raise DataError(
+            f"aligned names {', '.join(unknown)}; the fields with images are {', '.join(own) or 'none besides image'}",
+            hint="a column source_file_name of the metadata is the field source",
+        )
+    looks = [entry.look for entry in index.entries]
+    for name in own:
+        column = index.columns[name]
+        if name in (MAP, asked.maps):
+            files = zip([entry.picture for entry in index.entries], column.values, strict=True)
+            index.maps |= {picture: path for picture, path in files if path is not None}
+            del index.columns[name]
+            continue
+        found = examine(name, column, looks, index.root, limits, aligned=asked.aligned, decode=asked.decode)
+        index.columns[name] = replace(column, field=found.field)
+        index.partner_limits[name] = found.limits
+        index.notes.append(found.note)
 
 
 def _root(path: str) -> str:
@@ -104,17 +185,44 @@ def _root(path: str) -> str:
     raise DataError("there is no such folder", hint=hint, where=printable(root))
 
 
-def _rows(root: str, tree: Tree, encoding: str) -> dict[str, list[Row]]:
-    """Picture -> its rows. Pictures that a row names as something else (`mask_file_name`) are no samples of their own."""
+def _other_tables(root: str, tree: Tree, encoding: str) -> list[str]:
+    """Where no file is called metadata, the one table that names the images all the same is read, and said so."""
+    if tree.metadata:
+        return []
+    stems = {posixpath.splitext(picture)[0]: picture for picture in tree.pictures}
+    found = [t for t in tree.tables if metadata.names_images(os.path.join(root, t), stems, encoding)]
+    by_folder = Counter(posixpath.dirname(table) for table in found)
+    if twice := [table for table in found if by_folder[posixpath.dirname(table)] > 1]:
+        raise DataError(
+            f"{' and '.join(map(printable, twice))} both name the images of the folder",
+            hint="call the one that is to be read metadata.csv (or .jsonl, .json, .parquet)",
+            where=printable(root),
+        )
+    tree.metadata = found
+    return [f"metadata: read from {printable(table)}, which names the images" for table in found]
+
+
+def _rows(root: str, tree: Tree, asked: Asked, notes: list[str]) -> dict[str, list[Row]]:
+    """Image -> its rows. Images that a row names as something else (`mask_file_name`) are no samples of their own."""
     known = {unicodedata.normalize("NFC", path): path for path in tree.pictures} | {p: p for p in tree.pictures}
+    stems: dict[str, list[str]] = {}
+    for path in tree.pictures:
+        stems.setdefault(posixpath.splitext(path)[0], []).append(path)
     rows: dict[str, list[Row]] = {}
-    partners = set[str]()
+    partners, by_stem = set[str](), 0
     for file in tree.metadata:
-        for row in metadata.read_rows(root, file, encoding=encoding):
+        for row in metadata.read_rows(root, file, encoding=asked.encoding):
             picture = known.get(row.picture) or known.get(unicodedata.normalize("NFC", row.picture), row.picture)
+            twins = stems.get(posixpath.splitext(picture)[0], stems.get(picture, []))
+            if picture not in known and not os.path.lexists(os.path.join(root, picture)) and len(twins) == 1:
+                picture, by_stem = twins[0], by_stem + 1
             own = _partners(root, row, tree)
             partners.update(path for path in own.values() if path is not None)
             rows.setdefault(picture, []).append(replace(row, picture=picture, values={**row.values, **own}))
+    if by_stem:
+        notes.append(
+            f"metadata: {by_stem} rows name files with another ending than they have; matched by the name before it"
+        )
     for picture, (first, *_) in rows.items():
         if picture not in known and os.path.lexists(os.path.join(root, picture)):
             tree.pictures.append(picture)  # named by hand, so its suffix does not matter
@@ -128,9 +236,9 @@ def _partners(root: str, row: Row, tree: Tree) -> dict[str, str | None]:
     """The other pictures a row names (`mask_file_name`), relative to the root; None and a problem where one is not there."""
     out: dict[str, str | None] = {}
     for name, value in row.values.items():
-        if not name.endswith("_file_name") or not isinstance(value, str):
+        if not name.endswith(row_fields.PARTNER) or not isinstance(value, str):
             continue
-        path = metadata.relative_path(row.folder, value, row.where)
+        path = metadata.relative_path(root, row.folder, value, row.where)
         out[name] = path if os.path.exists(os.path.join(root, path)) else None
         if out[name] is None:
             reason = f"named as {name} in {row.where}, but not there"
@@ -172,19 +280,7 @@ def _nearest_with_pictures(root: str) -> str | None:
 # Classes and parts
 
 
-def _part_folders(tree: Tree) -> dict[str, Part]:
-    """``train/`` and ``validation/`` (valid, val, test) at the top say what is held out; else there are none."""
-    top = {picture.split("/", 1)[0] for picture in tree.pictures if "/" in picture}
-    held_out = top & set(VALIDATION_FOLDERS)
-    if "train" not in top or not held_out or len(top) > len(held_out) + 1:
-        return {}
-    parts: dict[str, Part] = dict.fromkeys(held_out, "validation")
-    return {**parts, "train": "train"}
-
-
-def _part(picture: str, prefixes: Mapping[str, Part], validation: float) -> Part:
-    if prefixes:
-        return prefixes.get(picture.split("/", 1)[0], "train")
+def _drawn(picture: str, validation: float) -> Part:
     return "validation" if _share(picture) < validation else "train"
 
 
@@ -202,11 +298,9 @@ def _fill_validation(index: FolderIndex) -> None:
         index.parts = [other if e.picture == lone else p for e, p in zip(index.entries, index.parts, strict=True)]
 
 
-def _folder_labels(
-    entries: Sequence[Entry], prefixes: Mapping[str, Part], classes: Sequence[str] | None, folders: Sequence[str]
-) -> dict[str, Column]:
-    """Sub-folders as classes, where every picture lies in one and there are two or more."""
-    levels = [entry.picture.split("/")[1 if prefixes else 0 : -1] for entry in entries]
+def _folder_labels(entries: Sequence[Entry], found: splits.Splits, classes: Sequence[str] | None) -> dict[str, Column]:
+    """Sub-folders as classes, where every image lies in one and there are two or more."""
+    levels = [found.below(entry.picture) for entry in entries]
     names = {level[0] for level in levels if level}
     if classes is None and (len(names) < 2 or not all(levels)):
         return {}
@@ -219,12 +313,9 @@ def _folder_labels(
                 f"pictures in no folder: {sum(not level for level in levels)}",
                 hint="one sub-folder a class, as listed",
             )
-    column = metadata.labels([printable(level[0]) for level in levels], [""] * len(levels), classes)
-    if column.field.names is None:  # folders that are called 0, 1, ...: still names
-        names_ = tuple(sorted({printable(level[0]) for level in levels}))
-        ids = [names_.index(printable(level[0])) for level in levels]
-        column = Column(Field("label", len(names_), names_), ids)
-    return {"label": column}
+    ordered = tuple(classes) if classes is not None else tuple(sorted(map(printable, names), key=row_fields.natural))
+    ids = {name: number for number, name in enumerate(ordered)}
+    return {"label": Column(Field("label", len(ordered), ordered), [ids[printable(level[0])] for level in levels])}
 
 
 def _relative_boxes(index: FolderIndex) -> None:
@@ -261,11 +352,20 @@ def _note(index: FolderIndex, tree: Tree, described: bool) -> None:
         "without a row of metadata": sum(entry.row is None for entry in index.entries) if described else 0,
     }
     index.notes[:0] = [f"{count} {what}" for what, count in counts.items() if count]
+    index.notes[1:1] = [f"{n} {remark}" for remark, n in Counter(filter(None, (look.remark for look in looks))).items()]
+    deep, bits = sum(look.deep for look in looks), bits_of(looks)
+    if deep and bits is not None:
+        white = f"black is 0, white {2**bits - 1} (data.value_range says another)"
+        index.notes.append(f"{deep} images of 16 bits hold numbers of {bits} bits: {white}")
     sides = [min(look.size) for look in looks]
     index.notes.append(f"shorter sides from {min(sides)} to {max(sides)} pixels")
     if tree.others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(tree.others.items()))
         index.notes.append(f"{sum(tree.others.values())} files of other types ignored: {kinds}")
+        if archives := [suffix for suffix in tree.others if suffix in ARCHIVES]:
+            index.notes.append(
+                f"archives ({', '.join(archives)}) are not looked into: unpack them; data.type: webdataset reads .tar"
+            )
     label = index.columns.get("label")
     if label is not None and label.field.names:
         tally = Counter(label.values)
