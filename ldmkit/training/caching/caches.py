@@ -64,6 +64,9 @@ class Caching:
         """The posteriors of every item, computed now where they are not there yet; None where they are not kept."""
         if self.recipe.runtime.cache == "off" or not data.finite:
             return None
+        settings = self.recipe.train
+        if self.automatic and settings.steps * settings.batch <= len(data):
+            return None  # less than an epoch: each would be read once
         if self.automatic and not latents.fits(model.autoencoder, data):
             return None
         return latents.build(
