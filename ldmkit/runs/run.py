@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -210,7 +211,9 @@ class _Work:
         try:
             _report(result.path)
         except OSError as error:  # all that matters is on the disk
-            screen.note(f"warning: could not write the report ({error}); `ldmkit report {result.path}` does")
+            screen.note(
+                f"warning: could not write the report ({error}); `ldmkit report {shlex.quote(str(result.path))}` does"
+            )
         self.registry.run_finished(result, None)
         _say_end(screen, result, lines, seconds)
 
@@ -289,10 +292,11 @@ def _say_end(screen: Console, result: Run, lines: list[str], seconds: float) -> 
         screen.note(f"  {line}")
     screen.note("")
     screen.note(f"done in {duration(seconds)}; everything is in {result.path}")
+    place = shlex.quote(str(result.path))
     commands = [
-        (f"ldmkit sample {result.path} -n 4", "more pictures"),
-        (f"ldmkit evaluate {result.path}", "the figures again"),
-        (f"ldmkit export {result.path} --format hub --to DIR", "with a model card, to share"),
+        (f"ldmkit sample {place} -n 4", "more pictures"),
+        (f"ldmkit evaluate {place}", "the figures again"),
+        (f"ldmkit export {place} --format hub --to DIR", "with a model card, to share"),
     ]
     screen.table([("report", str(result.report)), ("samples", str(result.path / "samples"))])
     screen.note("next:")

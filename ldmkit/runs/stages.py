@@ -21,7 +21,7 @@ from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.runs.completion import evaluate_model, save_model
-from ldmkit.runs.directory import RunDirectory, learned
+from ldmkit.runs.directory import PLACES, RunDirectory, learned
 from ldmkit.runs.pretrained import keep_frozen, start_trained
 from ldmkit.runs.previews import Previews
 from ldmkit.runs.summary import announce
@@ -135,6 +135,7 @@ class Stages:
         self.recipe = self._fitted()
         train, validation = self.data
         self._remember_data(train, validation)
+        self.directory.write_recipe(self.recipe.to_yaml())  # a start that is refused has written nothing
         model = self._model()
         folder, runtime = self.directory.path, self.runtime
         self.ranks.decide(lambda: announce(self.console, self.recipe, model, self.data, runtime, folder, self.ranks))
@@ -166,6 +167,8 @@ class Stages:
         def compared() -> tuple[Any, list[int | None]]:
             now = data_fingerprint.take(train, validation)
             begun = self.directory.begun
+            if begun and not self.accept_new_data:
+                self._same_place_or_content(now)
             for line in data_fingerprint.check(self.directory.path, now, accept=self.accept_new_data or not begun):
                 self.console.note(f"  other data: {line}")
             return now["digest"], [train.count, validation.count]
@@ -179,6 +182,19 @@ class Stages:
             )
         self.facts |= {"data": digest}
 
+    def _same_place_or_content(self, now: Mapping[str, Any]) -> None:
+        """Data in another place are taken for the same by their content alone. Raises RecipeError where that is not known."""
+        before = (self.directory.recipe() or {}).get("data") or {}
+        moved = [key for key in PLACES if before.get(key.removeprefix("data.")) != self._place(key)]
+        if moved and not any(now[part]["files"] or now[part]["content"] for part in ("train", "validation")):
+            raise RecipeError(
+                f"{', '.join(moved)} changed, and {self.recipe.data.type} does not tell whether the data there are the same",
+                hint="--accept-new-data goes on with them; --out DIR or --fresh trains anew",
+            )
+
+    def _place(self, key: str) -> Any:
+        return self.recipe.resolved(redact=False)["data"].get(key.removeprefix("data."))
+
     def _fitted(self) -> Recipe:
         """The recipe with what conditioners learn from data; a run that goes on keeps what it learned then."""
         asked = self.recipe
@@ -187,7 +203,6 @@ class Stages:
         def found() -> dict[str, Any]:
             known = learned(self.directory.recipe() or {}, asked.resolved(redact=False))
             fitted.append(fit(self._completed(known), self.registry, source=self.source))
-            self.directory.write_recipe(fitted[0].to_yaml())
             return learned(fitted[0].resolved(redact=False), asked.resolved(redact=False))
 
         known = self.ranks.decide(found)
