@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
 from PIL import Image as Images
 from torch import Generator, Tensor, nn
@@ -23,6 +25,7 @@ from ldmkit.images.reader import UNKNOWN, read_field
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MANY = (str, os.PathLike, Images.Image, np.ndarray, Tensor, Mapping)  # what a list holds one of an image
 RESERVED = (
     "type",
     "fields",
@@ -120,9 +123,9 @@ class Conditioner(nn.Module, ABC):
     def many(self, value: list[Any] | tuple[Any, ...]) -> bool:
         """Whether a list that a person gave holds one value an image; False where it is one value itself.
 
-        Default: a list of numbers is one value, any other list holds many.
+        Default: a list of texts, paths, images, arrays or mappings holds many; numbers, and lists of them, are one value.
         """
-        return not value or not all(isinstance(one, int | float) for one in value)
+        return all(one is None or isinstance(one, MANY) for one in value)
 
     def _several(self, value: Any) -> Mapping[str, Any]:
         """A value for each field in `reads`."""

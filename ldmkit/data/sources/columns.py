@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ldmkit.data.row_fields import clean
 from ldmkit.data.sources.folder.label_maps import IGNORED
-from ldmkit.data.sources.folder.metadata import clean
 from ldmkit.errors import DataError
 from ldmkit.fields import Field, Kind
 from ldmkit.images.files import BadSampleError, Limits, printable, read, read_ids
