@@ -100,7 +100,7 @@ def _remark(image: Image.Image) -> str | None:
         return (
             f"whose gAMA says {gamma:g} where sRGB has 0.45: they are read as sRGB, so convert them if they look wrong"
         )
-    if image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile):
+    if image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         return "with 16 bits a colour, of which the upper 8 are read"
     return None
 

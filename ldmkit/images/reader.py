@@ -45,7 +45,7 @@ def read_field(value: Any, field: Field = UNKNOWN, size: Size | None = None, *, 
     if field.kind == "number":
         return _number(value)
     if field.kind == "text":
-        return value if isinstance(value, str) or not np.isscalar(value) else f"{value:g}"
+        return f"{value:g}" if isinstance(value, int | float) else value
     return _other(value, field, size if aligned else None)
 
 

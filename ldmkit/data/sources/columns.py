@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ldmkit.data.row_fields import clean
-from ldmkit.data.sources.folder.label_maps import IGNORED
 from ldmkit.errors import DataError
 from ldmkit.fields import Field, Kind
 from ldmkit.images.files import BadSampleError, Limits, printable, read, read_ids
+from ldmkit.images.label_map import IGNORED
 from ldmkit.images.pixels import to_ids
 
 PICTURES: tuple[Kind, ...] = ("image", "map")

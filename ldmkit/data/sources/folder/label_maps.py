@@ -115,8 +115,8 @@ class LabelMaps:
         if len(palettes) == 1 and (colours := palettes.pop()) is not None and self.values is None:
             triples = list(zip(colours[::3], colours[1::3], colours[2::3], strict=True))
             self.indexed = tuple(triples[: self.classes]) if len(triples) >= (self.classes or 0) else None
-        for path in self.files.values() if self.classes is not None else ():
-            if self.values is not None or max(found) >= self.classes:
+        if self.values is not None or max(found) >= (self.classes or 0):
+            for path in self.files.values():
                 self.ids(path)  # names the file that has a number out of range
         self._say(found)
 
@@ -206,9 +206,9 @@ def in_folder(root: str, pictures: Sequence[str]) -> tuple[dict[str, str], list[
     found = {}
     for picture in pictures:
         own = posixpath.splitext(picture)[0]
-        stem = next((own + ending for ending in ("", *ENDINGS) if own + ending in files), None)
-        if stem is not None:
-            found[picture] = os.path.join(root, files[stem])
+        matching = [own + ending for ending in ("", *ENDINGS) if own + ending in files]
+        if matching:
+            found[picture] = os.path.join(root, files[matching[0]])
     return found, problems
 
 
