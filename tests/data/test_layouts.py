@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,16 @@ def test_what_lies_beside_the_images(tmp_path: Path) -> None:
 def test_nothing_held_out(tmp_path: Path) -> None:
     assert not made(tmp_path, images(), validation=0.0).holds_out()
     assert made(tmp_path, images(), validation=0.1).holds_out()
+
+
+def test_moved_images_are_known_and_other_images_are_not(tmp_path: Path) -> None:
+    """What a run that continues compares; the place is no part of it, however it is written."""
+    source = made(tmp_path, images())
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    for path in ("moved", "moved/", "./moved"):
+        assert FolderSource(path=f"{tmp_path}/{path}").contents() == source.contents()
+    save(tmp_path / "moved" / "3.png", noise(77))
+    assert FolderSource(path=str(tmp_path / "moved")).contents() != source.contents()
 
 
 def test_images_that_look_alike_are_found(tmp_path: Path) -> None:

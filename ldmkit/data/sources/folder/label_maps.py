@@ -115,7 +115,7 @@ class LabelMaps:
         if len(palettes) == 1 and (colours := palettes.pop()) is not None and self.values is None:
             triples = list(zip(colours[::3], colours[1::3], colours[2::3], strict=True))
             self.indexed = tuple(triples[: self.classes]) if len(triples) >= (self.classes or 0) else None
-        if self.values is not None or max(found) >= (self.classes or 0):
+        if self.values is not None or max(found - {IGNORED}, default=-1) >= (self.classes or 0):
             for path in self.files.values():
                 self.ids(path)  # names the file that has a number out of range
         self._say(found)

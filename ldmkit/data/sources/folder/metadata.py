@@ -159,7 +159,7 @@ def _csv(text: str, path: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _parquet(path: str) -> list[tuple[str, dict[str, Any]]]:
     try:
-        import pyarrow.parquet as parquet
+        import pyarrow.parquet as parquet  # type: ignore[import-untyped]  # it has no stubs
     except ImportError as error:
         raise DataError(
             "a parquet file needs a package that is not installed",
