@@ -240,7 +240,7 @@ def test_a_recipe_may_be_mended_until_something_is_trained(tmp_path):
         assert directory.check({"data": {"type": "folder", "path": "/right"}}) == []
         (directory.path / "checkpoints" / "autoencoder").mkdir(parents=True)
         with pytest.raises(RecipeError, match=r"data\.type: folder -> photos"):
-            directory.check({"data": {"type": "photos", "path": "/wrong"}})
+            directory.check({"conditioners": {}, "data": {"type": "photos", "path": "/wrong"}})
 
 
 def test_data_may_lie_elsewhere(tmp_path):
@@ -248,5 +248,6 @@ def test_data_may_lie_elsewhere(tmp_path):
     with RunDirectory(tmp_path / "run") as directory:
         directory.write_recipe("data: {type: folder, path: photos/, maps: a}\n")
         (directory.path / "checkpoints" / "autoencoder").mkdir(parents=True)
-        changed = directory.check({"data": {"type": "folder", "path": "/moved/photos", "maps": "/moved/a"}})
+        moved = {"type": "folder", "path": "/moved/photos", "maps": "/moved/a"}
+        changed = directory.check({"conditioners": {}, "data": moved})
         assert [difference.key for difference in changed] == ["data.path", "data.maps"]
