@@ -239,7 +239,7 @@ def test_a_recipe_may_be_mended_until_something_is_trained(tmp_path):
         directory.write_recipe("data: {type: folder, path: /wrong}\n")
         assert directory.check({"data": {"type": "folder", "path": "/right"}}) == []
         (directory.path / "checkpoints" / "autoencoder").mkdir(parents=True)
-        with pytest.raises(RecipeError, match=r"data\.type: folder -> photos"):
+        with pytest.raises(RecipeError, match=r'data\.type: "folder" -> "photos"'):
             directory.check({"conditioners": {}, "data": {"type": "photos", "path": "/wrong"}})
 
 
