@@ -11,10 +11,10 @@ from torch import nn
 
 from ldmkit.data import Dataset
 from ldmkit.latent_diffusion import LatentDiffusion
-from ldmkit.planning.per_gpu import held
 from ldmkit.recipe import Recipe
-from ldmkit.training.checkpointing.atomic_dir import write_json
+from ldmkit.planning.per_gpu import held
 from ldmkit.training.logging.console import Console
+from ldmkit.training.checkpointing.atomic_dir import write_json
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime, describe
 
@@ -108,6 +108,16 @@ def _enlarged(data: Dataset) -> list[str]:
     return [
         f"{len(larger)} of {len(sizes)} images are smaller than {data.size[0]}x{data.size[1]} and are enlarged{much}: "
         "a smaller data.size, or data.smallest, leaves them out"
+    ]
+
+
+def _small_buckets(data: Dataset, batch: int) -> list[str]:
+    """Buckets that cannot fill a batch: their few images are trained on more often than the others."""
+    sizes = [(data.size_of(group[0]), len(group)) for group in data.groups()] if data.buckets else []
+    return [
+        f"the bucket {height}x{width} has {count} views for a batch of {batch}: they are seen {batch / count:.1f} times as often"
+        for (height, width), count in sizes
+        if count < batch
     ]
 
 

@@ -95,4 +95,9 @@ def test_images_that_are_enlarged_and_none_held_out_are_said(tmp_path: Path) -> 
     assert summary._enlarged(data) == [
         "3 of 8 images are smaller than 48x48 and are enlarged 1.2 times: a smaller data.size, or data.smallest, leaves them out"
     ]
+    Image.new("RGB", (120, 40)).save(tmp_path / "panorama.png")
+    wide = Dataset(FolderSource(path=str(tmp_path), validation=0.0), size=48, buckets=[(64, 64), (32, 96)])
+    assert summary._small_buckets(wide, 4) == [
+        "the bucket 32x96 has 1 views for a batch of 4: they are seen 4.0 times as often"
+    ]
     assert "no image is held out" in summary._nothing_held_out(data, data)[0]
