@@ -35,12 +35,12 @@ if TYPE_CHECKING:
         ResourceError,
         UsageError,
     )
-    from ldmkit.plugins.hookspecs import hookimpl
     from ldmkit.latent_diffusion import LatentDiffusion
+    from ldmkit.plugins.hookspecs import hookimpl
     from ldmkit.recipe import Recipe
     from ldmkit.recipe import load as load_recipe
-    from ldmkit.runs.run import Run, run
     from ldmkit.runs.loading import load
+    from ldmkit.runs.run import Run, run
 
 # Public name -> the module it comes from, and its name there where that differs.
 _PUBLIC = {

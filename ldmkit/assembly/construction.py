@@ -17,14 +17,14 @@ from ldmkit.assembly.sources import source_of
 from ldmkit.conditioning import Conditioner, ConditionerSet, Dropout, LatentSpec, Ports, StoredNull
 from ldmkit.conditioning.checks import called
 from ldmkit.data import Source
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.fields import Field
 from ldmkit.guidance import parse
 from ldmkit.latent_diffusion import LatentDiffusion, Sampler, Slot
-from ldmkit.plugins.options import derived
 from ldmkit.plugins import Registry
+from ldmkit.plugins.options import derived
 from ldmkit.recipe import Recipe
-from ldmkit.denoiser.unet import UNet
 
 # Keys of the autoencoder's section that its constructor does not take.
 NOT_OPTIONS = {"type", "from", "scale", "train", "loss"}

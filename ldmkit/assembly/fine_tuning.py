@@ -16,12 +16,12 @@ from torch import nn
 
 from ldmkit.assembly import load
 from ldmkit.conditioning import ConditionerSet
+from ldmkit.denoiser import SpatialTransformer
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.messages import tensor_differences
-from ldmkit.denoiser import SpatialTransformer
 from ldmkit.plugins import Registry
-from ldmkit.denoiser.unet import UNet
 
 STEM = "input_blocks.0.0.weight"
 

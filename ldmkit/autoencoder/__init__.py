@@ -13,13 +13,13 @@ wrong and what to try, `tiling` and `exact` large images. lpips and torchvision 
 from ldmkit.autoencoder.adversarial import AdversarialOptions
 from ldmkit.autoencoder.alarms import Alarm, Alarms, Limits, Movement
 from ldmkit.autoencoder.base import Autoencoder
-from ldmkit.autoencoder.paper_models import PAPER, make, paper
 from ldmkit.autoencoder.config import NetworkConfig
 from ldmkit.autoencoder.discriminator import PatchDiscriminator
 from ldmkit.autoencoder.exact_tiling import exact_decode, exact_encode
 from ldmkit.autoencoder.identity import IdentityAutoencoder
 from ldmkit.autoencoder.kl import KLAutoencoder
 from ldmkit.autoencoder.losses import AutoencoderLoss, PerceptualOptions, make_loss
+from ldmkit.autoencoder.paper_models import PAPER, make, paper
 from ldmkit.autoencoder.perceptual import Perceptual
 from ldmkit.autoencoder.posterior import Posterior, Reconstruction
 from ldmkit.autoencoder.statistics import LatentStatistics, measure

@@ -44,8 +44,8 @@ def command(
         raise click.UsageError("--verify is for --format diffusers")
 
     from ldmkit import plugins
-    from ldmkit.interop.exporting import export_to
     from ldmkit.interop.diffusers.folders import check_new
+    from ldmkit.interop.exporting import export_to
     from ldmkit.runs.loading import load
 
     target = Path(folder).expanduser()

@@ -25,8 +25,8 @@ def command(
     """
     complete, _ = load_recipe(recipe, overrides, files)
 
-    from ldmkit.training.logging.console import Console
     from ldmkit.runs.resume_check import verify_resume
+    from ldmkit.training.logging.console import Console
 
     found = verify_resume(complete, steps, at, plugin_files=files, console=Console(enabled=not as_json))
     if as_json:

@@ -8,9 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ldmkit.conditioning.checks import Examiner, called, check_shapes, check_tensors
 from ldmkit.conditioning.conditioner import Conditioner
 from ldmkit.conditioning.dropout import Dropout
-from ldmkit.conditioning.checks import Examiner, called, check_shapes, check_tensors
 from ldmkit.conditioning.stored_null import StoredNull
 from ldmkit.conditioning.types import Batch, Canvas, Conditioning, Tensors, pad_tokens
 from ldmkit.errors import UsageError

@@ -1,10 +1,10 @@
 """Data: the sample contract, the sources that come with ldmkit, and how samples become batches."""
 
+from ldmkit.data.batches import batches
 from ldmkit.data.dataset import Dataset
 from ldmkit.data.examples import slot_fields
 from ldmkit.data.jitter import Jitter
-from ldmkit.data.batches import batches
-from ldmkit.data.order import AnyOrder, Order
+from ldmkit.data.order import Order, ShuffledOrder
 from ldmkit.data.sample import Info, MissingFieldError, Problem, Sample
 from ldmkit.data.source import Judge, Shards, Source, ViewOptions
 from ldmkit.fields import NO_FIELDS, Field, Fields
@@ -12,7 +12,6 @@ from ldmkit.images.files import BadSampleError
 
 __all__ = [
     "NO_FIELDS",
-    "AnyOrder",
     "BadSampleError",
     "Dataset",
     "Field",
@@ -25,6 +24,7 @@ __all__ = [
     "Problem",
     "Sample",
     "Shards",
+    "ShuffledOrder",
     "Source",
     "ViewOptions",
     "batches",

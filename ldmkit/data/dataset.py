@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmkit.data import buckets as shapes
-from ldmkit.data.crop import Cut, Cutting
+from ldmkit.data.crop import CroppedSample, CropSettings
 from ldmkit.data.jitter import Jitter
-from ldmkit.data.order import AnyOrder, BucketOrder, Order
+from ldmkit.data.order import BucketOrder, Order, ShuffledOrder
 from ldmkit.data.sample import Problem, Sample
 from ldmkit.data.source import Shards, Source
 from ldmkit.errors import DataError
@@ -62,7 +62,7 @@ class Dataset:
         self.source, self.info = source, source.info()
         self.size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.channels = self.info.channels if channels is None else channels
-        self.cutting = Cutting(self.channels, crop, flip, zoom, portion, resample, jitter)
+        self.cutting = CropSettings(self.channels, crop, flip, zoom, portion, resample, jitter)
         self.views, self.seed = views, seed
         self.buckets: tuple[Size, ...] = () if buckets is None else shapes.check(buckets)
         self.substituted: dict[Problem, None] = {}  # in the order found
@@ -149,14 +149,14 @@ class Dataset:
         own = [np.flatnonzero(self._bucket_of == bucket) for bucket in range(len(self.buckets))]
         return [(rows[:, None] * views + np.arange(views)).ravel().tolist() for rows in own if len(rows)]
 
-    def order(self, seed: int, batch: int) -> AnyOrder:
+    def order(self, seed: int, batch: int) -> Order:
         """The order in which a run with this seed sees the items; with buckets, in batches of `batch`."""
         if self.buckets:
             return BucketOrder(seed, self.groups(), batch)
         shards = self.source.shards()
         if shards is not None and self.views not in (None, 1):
             shards = Shards(tuple(n * self.views for n in shards.sizes), shards.together)
-        return Order(seed, self.count, shards=shards)
+        return ShuffledOrder(seed, self.count, shards=shards)
 
     def at_one_size(self) -> Dataset:
         """The same items, all cut to `size`."""
@@ -218,7 +218,7 @@ class Dataset:
             raw = Sample(
                 {name: partial(raw.__getitem__, name) for name in raw}, name=f"{type(self.source).__name__}[{index}]"
             )
-        cut = Cut(raw, self.cutting, size, self.seed, key)
+        cut = CroppedSample(raw, self.cutting, size, self.seed, key)
         loaders: dict[str, Callable[[], Any]] = {}
         for name in raw:
             if name == "image":

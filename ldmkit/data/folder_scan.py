@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from ldmkit.data import captions, row_fields, splits
-from ldmkit.data.sources.folder import label_maps
-from ldmkit.data.sources.folder import metadata
-from ldmkit.data.sources.folder.index import Asked, Entry, FolderIndex, describe
-from ldmkit.data.sources.folder.metadata import Row
 from ldmkit.data.partners import examine, range_of
-from ldmkit.data.sources.folder.image_files import Tree, look_at_all, walk
 from ldmkit.data.row_fields import Column
 from ldmkit.data.sample import Problem
 from ldmkit.data.source import Part
+from ldmkit.data.sources.folder import label_maps, metadata
+from ldmkit.data.sources.folder.image_files import Tree, look_at_all, walk
+from ldmkit.data.sources.folder.index import Asked, Entry, FolderIndex, describe
+from ldmkit.data.sources.folder.metadata import Row
 from ldmkit.errors import DataError
 from ldmkit.fields import Field
 from ldmkit.images.files import SUFFIXES, BadSampleError, Limits, Look, printable

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ldmkit.data.sources.folder.image_files import look_at_all
 from ldmkit.data.row_fields import Column
+from ldmkit.data.sources.folder.image_files import look_at_all
 from ldmkit.errors import DataError
 from ldmkit.fields import Field
 from ldmkit.images.files import BadSampleError, Limits, Look, printable

@@ -13,9 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmkit.errors import UsageError
-from ldmkit.denoiser import AttentionBlock, Context, Downsample, ResidualBlock, SpatialTransformer, Stage, Stem, Upsample, group_norm, timestep_embedding, zeroed
+from ldmkit.denoiser import (
+    AttentionBlock,
+    Context,
+    Downsample,
+    ResidualBlock,
+    SpatialTransformer,
+    Stage,
+    Stem,
+    Upsample,
+    group_norm,
+    timestep_embedding,
+    zeroed,
+)
 from ldmkit.denoiser.levels import Level, PerLevel, Variant, plain, resolve_levels
+from ldmkit.errors import UsageError
 
 
 class UNet(nn.Module):

@@ -1,8 +1,7 @@
 """The diffusion process and the objective: predictions, losses, weightings, the choice of timesteps, the variational bound."""
 
-from ldmkit.diffusion.variational_bound import Bound, variational_bound
 from ldmkit.diffusion.losses import DISTANCES, L1, L2, Distance, Huber
-from ldmkit.diffusion.objective import Denoiser, Diffusion, Network, PredictionName, make
+from ldmkit.diffusion.objective import Diffusion, Network, PredictionName, X0Predictor, make
 from ldmkit.diffusion.predictions import PREDICTIONS, X0, Eps, Prediction, V, Velocity
 from ldmkit.diffusion.timestep_sampling import (
     TIMESTEP_SAMPLINGS,
@@ -12,6 +11,7 @@ from ldmkit.diffusion.timestep_sampling import (
     TimestepSampling,
     Uniform,
 )
+from ldmkit.diffusion.variational_bound import Bound, variational_bound
 from ldmkit.diffusion.weightings import ELBO, P2, SNR, WEIGHTINGS, EDMWeighting, MinSNR, Simple, Weighting
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "WEIGHTINGS",
     "X0",
     "Bound",
-    "Denoiser",
     "Diffusion",
     "Distance",
     "EDMWeighting",
@@ -45,6 +44,7 @@ __all__ = [
     "V",
     "Velocity",
     "Weighting",
+    "X0Predictor",
     "make",
     "variational_bound",
 ]

@@ -20,7 +20,7 @@ from ldmkit.schedules import make as make_schedule
 
 # Both map x_t (b, c, h, w) and t (b,) to (b, c, h, w): a network answers in its own prediction, a denoiser with x_0.
 Network = Callable[[Tensor, Tensor], Tensor]
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+X0Predictor = Callable[[Tensor, Tensor], Tensor]
 PredictionName = Literal["eps", "x0", "v", "flow"]
 Choice = str | Mapping[str, Any]
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class Diffusion(nn.Module):
         alpha, sigma = self._coefficients(t, noisy)
         return self.prediction.target(x0, (noisy - alpha * x0) / sigma, alpha, sigma)
 
-    def denoiser(self, network: Network) -> Denoiser:
+    def denoiser(self, network: Network) -> X0Predictor:
         """`network`, which answers in this prediction, as a denoiser (x_t, t) -> x_0."""
 
         def denoise(noisy: Tensor, t: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ so the same weights on eps or v give the same sample.
 
 from ldmkit.guidance.apg import apg
 from ldmkit.guidance.autoguidance import autoguided
+from ldmkit.guidance.cfg_plus_plus import Levels, plus_plus
 from ldmkit.guidance.classifier_free import Branches, ConditionalDenoiser, Interval, Subset, Weights, guided
+from ldmkit.guidance.expressions import Guidance, parse
 from ldmkit.guidance.gradient import Likelihood, gradient_guided, noisy_gradient_guided
 from ldmkit.guidance.methods import METHODS, Given, Method, make_method
-from ldmkit.guidance.expressions import Guidance, parse
 from ldmkit.guidance.perp_neg import perp_neg
-from ldmkit.guidance.cfg_plus_plus import Levels, plus_plus
 
 __all__ = [
     "METHODS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.guidance.classifier_free import Branches, ConditionalDenoiser, Weights, check, combine, evaluate
 
@@ -18,7 +18,7 @@ def apg(
     parallel: float = 0.0,
     threshold: float | None = None,
     momentum: float = 0.0,
-) -> Denoiser:
+) -> X0Predictor:
     """Guidance without the part that oversaturates (Sadat et al. 2024, arXiv 2410.02416, algorithm 1).
 
     The guiding difference d = e_all - e_null is averaged over the steps, shortened, and split into what is parallel to

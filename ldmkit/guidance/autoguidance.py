@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.guidance.classifier_free import Interval, within
 
 
-def autoguided(good: Denoiser, bad: Denoiser, *, scale: float, interval: Interval | None = None) -> Denoiser:
+def autoguided(good: X0Predictor, bad: X0Predictor, *, scale: float, interval: Interval | None = None) -> X0Predictor:
     """``bad + scale (good - bad)`` (Karras et al. 2024, arXiv 2406.02507, eq. 4), scale 1 is `good` alone.
 
     Args:

@@ -14,20 +14,20 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.guidance.classifier_free import Interval, within
 from ldmkit.schedules import Schedule
 
 
 def gradient_guided(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     log_likelihood: Callable[[Tensor], Tensor],
     schedule: Schedule,
     *,
     scale: float = 1.0,
     interval: Interval | None = None,
-) -> Denoiser:
+) -> X0Predictor:
     """Climb ``log p(y | x_0)`` at the predicted clean sample; the gradient goes through the network (Chung et al. 2022, DPS).
 
     Args:
@@ -49,13 +49,13 @@ def gradient_guided(
 
 
 def noisy_gradient_guided(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     log_likelihood: Callable[[Tensor, Tensor], Tensor],
     schedule: Schedule,
     *,
     scale: float = 1.0,
     interval: Interval | None = None,
-) -> Denoiser:
+) -> X0Predictor:
     """Climb ``log p(y | x_t)`` of a classifier that was trained on noisy latents (Dhariwal & Nichol 2021, section 4).
 
     Args:
@@ -101,7 +101,7 @@ class Likelihood:
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise UsageError(f"a likelihood's interval {list(self.interval)}: fractions rise from 0 to 1")
 
-    def guide(self, denoiser: Denoiser, schedule: Schedule, decode: Callable[[Tensor], Tensor]) -> Denoiser:
+    def guide(self, denoiser: X0Predictor, schedule: Schedule, decode: Callable[[Tensor], Tensor]) -> X0Predictor:
         """`denoiser`, climbing. `decode`: scaled latents -> images, differentiable."""
         interval = None if self.interval is None else Interval.of_fraction(*self.interval, schedule)
         if self.of == "noisy":

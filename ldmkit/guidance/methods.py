@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ldmkit.conditioning import Conditioning
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.diffusion.objective import choose
 from ldmkit.errors import UsageError
 from ldmkit.guidance.apg import apg
 from ldmkit.guidance.autoguidance import autoguided
+from ldmkit.guidance.cfg_plus_plus import Levels, plus_plus
 from ldmkit.guidance.classifier_free import Branches, ConditionalDenoiser, Interval, Subset, Weights, guided, within
 from ldmkit.guidance.expressions import Guidance
 from ldmkit.guidance.perp_neg import perp_neg
-from ldmkit.guidance.cfg_plus_plus import Levels, plus_plus
 from ldmkit.schedules import Schedule
 
 Fractions = Sequence[float] | Interval | None
@@ -45,7 +45,7 @@ class Given:
     branch: Callable[[Subset], Conditioning]
     negatives: Callable[[], Sequence[Conditioning]] = tuple
     levels: Levels | None = None
-    other: Callable[[object, str], Denoiser] | None = None
+    other: Callable[[object, str], X0Predictor] | None = None
 
     @property
     def scale(self) -> float:
@@ -58,7 +58,7 @@ class Given:
         """What these branches read."""
         return {kept: self.branch(kept) for kept in dict.fromkeys(subsets)}
 
-    def alone(self) -> Denoiser:
+    def alone(self) -> X0Predictor:
         """The conditional branch by itself."""
         conditioning = self.branch(self.conditional)
         return lambda x, t: self.denoiser(x, t, conditioning)
@@ -85,7 +85,7 @@ class Method(ABC):
             )
 
     @abstractmethod
-    def __call__(self, given: Given) -> Denoiser:
+    def __call__(self, given: Given) -> X0Predictor:
         """A guided denoiser, (x_t, t) -> x_0. Raises UsageError for a guidance that the method cannot take."""
 
     def _interval(self, schedule: Schedule) -> Interval | None:
@@ -93,7 +93,7 @@ class Method(ABC):
             return self.interval
         return Interval.of_fraction(self.interval[0], self.interval[1], schedule)
 
-    def _inside(self, denoiser: Denoiser, given: Given) -> Denoiser:
+    def _inside(self, denoiser: X0Predictor, given: Given) -> X0Predictor:
         interval = self._interval(given.schedule)
         return denoiser if interval is None else within(interval, denoiser, given.alone())
 
@@ -105,7 +105,7 @@ class Plain(Method):
         super().__init__(interval=interval)
         self.rescale = rescale
 
-    def __call__(self, given: Given) -> Denoiser:
+    def __call__(self, given: Given) -> X0Predictor:
         weights = given.weights()
         # Both need the conditional branch, also where its own weight is 0.
         needed = [given.conditional] if self.rescale or self.interval is not None else []
@@ -132,7 +132,7 @@ class APG(Method):
         super().__init__(interval=interval)
         self.options: dict[str, Any] = {"parallel": parallel, "threshold": threshold, "momentum": momentum}
 
-    def __call__(self, given: Given) -> Denoiser:
+    def __call__(self, given: Given) -> X0Predictor:
         weights = given.weights()
         branches = given.branches(*weights, given.conditional)
         return self._inside(apg(given.denoiser, branches, weights, **self.options), given)
@@ -143,7 +143,7 @@ class PlusPlus(Method):
 
     on_grid = True
 
-    def __call__(self, given: Given) -> Denoiser:
+    def __call__(self, given: Given) -> X0Predictor:
         if not 0 <= given.scale <= 1:
             raise UsageError(
                 f"CFG++ takes a guidance from 0 to 1, and it is {given.scale:g}",
@@ -163,7 +163,7 @@ class PerpNeg(Method):
         super().__init__(interval=interval)
         self.strength = strength
 
-    def __call__(self, given: Given) -> Denoiser:
+    def __call__(self, given: Given) -> X0Predictor:
         negatives = given.negatives()
         count = len(negatives)
         strengths = [self.strength] * count if isinstance(self.strength, int | float) else list(self.strength)
@@ -191,7 +191,7 @@ class AutoGuidance(Method):
         super().__init__(interval=interval)
         self.model, self.weights = model, weights
 
-    def __call__(self, given: Given) -> Denoiser:
+    def __call__(self, given: Given) -> X0Predictor:
         assert given.other is not None
         scale = given.scale
         if given.negatives():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldmkit.conditioning import Conditioning
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.guidance.apg import split
 from ldmkit.guidance.classifier_free import ConditionalDenoiser, evaluate
 
@@ -20,7 +20,7 @@ def perp_neg(
     negatives: Sequence[tuple[Conditioning, float]],
     *,
     scale: float,
-) -> Denoiser:
+) -> X0Predictor:
     """Guide away from negatives without unlearning what they share with the positive (Armandpour et al. 2023, eq. 8).
 
     ``e_null + scale (d - sum of w_i p_i)``: d is the positive prediction less the null one, p_i the part of the i-th negative's

@@ -8,7 +8,12 @@
 the two formats, `foreign` asks the registered conditioners whose a conditioning stage is.
 """
 
-from ldmkit.interop.compvis.load import import_compvis, import_compvis_autoencoder, load_compvis, load_compvis_autoencoder
+from ldmkit.interop.compvis.load import (
+    import_compvis,
+    import_compvis_autoencoder,
+    load_compvis,
+    load_compvis_autoencoder,
+)
 from ldmkit.interop.compvis.reader import Imported
 from ldmkit.interop.diffusers.load import import_diffusers, load_diffusers
 from ldmkit.interop.diffusers.save import save_diffusers

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ldmkit import autoencoder as autoencoders
-from ldmkit.autoencoder import Autoencoder
 from ldmkit.assembly import Uninitialised, reset_meta_buffers
 from ldmkit.assembly import assemble as assembled
+from ldmkit.autoencoder import Autoencoder
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 

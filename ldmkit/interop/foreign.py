@@ -11,12 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from ldmkit.conditioning import Conditioner, ForeignStage
+from ldmkit.conditioning import Conditioner, ForeignStage, precomputed
 from ldmkit.errors import PluginError
-from ldmkit.conditioning import precomputed
 from ldmkit.latent_diffusion import Slot
-from ldmkit.plugins.options import derived
 from ldmkit.plugins import Registry
+from ldmkit.plugins.options import derived
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def find(stage: ForeignStage, registry: Registry) -> Found | None:
 def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, registry: Registry) -> Found:
     """The condition as tensors that somebody else encodes: the core works, and what is missing is said."""
     options = {"tokens": tokens, "length": length if tokens else 0, "vector": 0, "concat": stage.channels}
-    conditioner = precomputed.GivenConditioner(**options)
+    conditioner = precomputed.PrecomputedConditioner(**options)
     slot = Slot(precomputed.NAME, options, {"value": stage.key}, _origin(precomputed.NAME, registry))
     takes = " and ".join(
         text

@@ -9,11 +9,11 @@ from pathlib import Path
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import UsageError
 from ldmkit.interop.compvis import config as compvis_config
-from ldmkit.interop.diffusers.autoencoder_folder import save_autoencoder
 from ldmkit.interop.compvis.load import import_compvis, import_compvis_autoencoder
 from ldmkit.interop.compvis.reader import Imported, Weights
-from ldmkit.interop.diffusers.load import import_diffusers, import_diffusers_autoencoder, is_component
+from ldmkit.interop.diffusers.autoencoder_folder import save_autoencoder
 from ldmkit.interop.diffusers.folders import check_new
+from ldmkit.interop.diffusers.load import import_diffusers, import_diffusers_autoencoder, is_component
 from ldmkit.interop.model_card import save_hub
 from ldmkit.interop.report import KeyReport
 from ldmkit.plugins import Registry

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ldmkit.autoencoder import VQAutoencoder
 from ldmkit.errors import CheckpointError, UsageError
-from ldmkit.interop.diffusers.save import write_pipeline
 from ldmkit.interop.diffusers.folders import new_folder, write_tensors
+from ldmkit.interop.diffusers.save import write_pipeline
 from ldmkit.latent_diffusion import LatentDiffusion
 
 LIMIT = 1e-4  # of the standard deviation of what ldmkit computes

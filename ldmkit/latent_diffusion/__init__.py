@@ -1,8 +1,8 @@
 """`LatentDiffusion`: autoencoder + denoiser + conditioners + diffusion."""
 
-from ldmkit.latent_diffusion.serialization import read_config, read_nulls, read_weights
-from ldmkit.latent_diffusion.model import LatentDiffusion
 from ldmkit.latent_diffusion.draws import Draws, Slot
+from ldmkit.latent_diffusion.model import LatentDiffusion
+from ldmkit.latent_diffusion.serialization import read_config, read_nulls, read_weights
 from ldmkit.latent_diffusion.user_images import to_pil
 from ldmkit.samplers import Sampler
 

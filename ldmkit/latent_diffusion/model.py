@@ -13,17 +13,15 @@ from torch import Tensor, nn
 from ldmkit.autoencoder import Autoencoder, Posterior
 from ldmkit.conditioning import Batch, Canvas, ConditionerSet, Conditioning, Tensors, Values
 from ldmkit.conditioning import user_inputs as user_values
+from ldmkit.denoiser.unet import UNet
 from ldmkit.diffusion import Diffusion
 from ldmkit.errors import DataError, UsageError
 from ldmkit.guidance import Guidance, Likelihood
-from ldmkit.latent_diffusion import sampling
-from ldmkit.latent_diffusion import serialization
-from ldmkit.latent_diffusion import user_images
+from ldmkit.latent_diffusion import sampling, serialization, user_images
 from ldmkit.latent_diffusion.draws import Draws, Slot
 from ldmkit.latent_diffusion.sampling import Negative, Settings
 from ldmkit.random import generators, normal, sample_generators, uniform
 from ldmkit.samplers import Callback, Sampler, invert
-from ldmkit.denoiser.unet import UNet
 
 if TYPE_CHECKING:
     from PIL.Image import Image

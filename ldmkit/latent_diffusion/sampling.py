@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from ldmkit import guidance as guiding
 from ldmkit.conditioning import Batch, Canvas, Conditioning, Tensors
 from ldmkit.conditioning import user_inputs as user_values
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.guidance import Guidance, Likelihood, Method
 from ldmkit.latent_diffusion import autoguidance_model
@@ -143,7 +143,7 @@ def denoiser(
     settings: Settings,
     method: Method | None = None,
     steps: int | Grid | None = None,
-) -> Denoiser:
+) -> X0Predictor:
     """(x_t, t) -> x_0, guided; each branch is encoded once. `steps`: the sampler's grid, for methods that are `on_grid`."""
     method = method or guiding.make_method(settings.guidance_options)
     canvas = model.canvas(size)
@@ -177,7 +177,9 @@ def denoiser(
             branch=read,
             negatives=lambda: [_against(model, batch, canvas, present, values) for values in negatives],
             levels=steps if isinstance(steps, Grid) else None,
-            other=lambda which, weights: _other(model, batch, canvas, present, autoguidance_model.find(model, which, weights)),
+            other=lambda which, weights: _other(
+                model, batch, canvas, present, autoguidance_model.find(model, which, weights)
+            ),
         )
     )
 
@@ -271,7 +273,9 @@ def _never_absent(model: LatentDiffusion, kept: Subset) -> str:
     return "" if trained else "+".join(slot for slot in model.conditioners if slot in absent)
 
 
-def _other(model: LatentDiffusion, batch: Batch, canvas: Canvas, present: Subset, other: LatentDiffusion) -> Denoiser:
+def _other(
+    model: LatentDiffusion, batch: Batch, canvas: Canvas, present: Subset, other: LatentDiffusion
+) -> X0Predictor:
     """The prediction of another model for the same conditions: what autoguidance goes away from."""
     _check_absent(other, present)
     conditioning = branch(other.to(model.device).eval(), batch, canvas, present)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldmkit.planning import per_gpu
 from ldmkit.assembly import build, datasets, fit
+from ldmkit.planning import per_gpu
 from ldmkit.planning.per_gpu import Share
 
 if TYPE_CHECKING:

@@ -25,11 +25,11 @@ from typing import Any
 
 import pluggy
 
-from ldmkit.plugins import hookspecs
 from ldmkit.errors import PluginError, UsageError
-from ldmkit.plugins.single_file import module_of
-from ldmkit.plugins.registration import registrar, rejection
+from ldmkit.plugins import hookspecs
 from ldmkit.plugins.catalog import CONDITIONER, DATA_SOURCE, METRIC, SAMPLER, Catalog, Entry, Origin, Problem, last_line
+from ldmkit.plugins.registration import registrar, rejection
+from ldmkit.plugins.single_file import module_of
 
 GROUP = hookspecs.PROJECT
 VARIABLE, NONE = "LDMKIT_PLUGINS", "LDMKIT_DISABLE_PLUGIN_AUTOLOAD"

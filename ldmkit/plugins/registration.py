@@ -9,8 +9,8 @@ from typing import Any
 
 import pluggy
 
-from ldmkit.plugins import hookspecs
 from ldmkit.errors import PluginError
+from ldmkit.plugins import hookspecs
 from ldmkit.plugins.catalog import NAME, TARGET, Catalog, Entry, Origin, last_line
 
 

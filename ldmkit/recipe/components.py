@@ -9,14 +9,14 @@ from pydantic import ValidationError
 
 from ldmkit.errors import PluginError
 from ldmkit.messages import KeyPath, Problem, problems_of
+from ldmkit.plugins.catalog import Catalog
 from ldmkit.recipe.base import Component
 from ldmkit.recipe.checks import TYPE
 from ldmkit.recipe.sections import Data, Metric, Sample, Slot
-from ldmkit.plugins.catalog import Catalog
 
 if TYPE_CHECKING:
-    from ldmkit.plugins.options import Options
     from ldmkit.plugins import Registry
+    from ldmkit.plugins.options import Options
     from ldmkit.recipe.model import Recipe
 
 Site = tuple[KeyPath, dict[str, Any], Catalog, type[Component]]

@@ -10,10 +10,10 @@ from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, write_pictu
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
-from ldmkit.training.logging.console import Console
-from ldmkit.training.diffusion import trainable
 from ldmkit.training.checkpointing.atomic_dir import discard
 from ldmkit.training.checkpointing.state import TrainingState
+from ldmkit.training.diffusion import trainable
+from ldmkit.training.logging.console import Console
 from ldmkit.training.stop import Stop
 
 EVALUATED = 128  # samples that are judged, unless a metric's option `count` asks for more

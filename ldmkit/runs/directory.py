@@ -18,8 +18,8 @@ from typing import Any, Literal, Self
 import yaml
 
 from ldmkit.errors import LdmkitError, RecipeError, ResourceError
-from ldmkit.training.lock import Lock, unwritable
-from ldmkit.training.lock import now as now  # the time in every file of a run
+from ldmkit.training.checkpointing.lock import Lock, unwritable
+from ldmkit.training.checkpointing.lock import now as now  # the time in every file of a run
 
 RECIPE, STATUS, CHECKPOINTS = "recipe.resolved.yaml", "status.json", "checkpoints"
 TEMPORARY, ASIDE = ".tmp-", ".model-*"  # files that are being written, and the directory that becomes ``model``
@@ -28,7 +28,7 @@ PACKAGES = ("ldmkit", "torch", "numpy", "pillow", "safetensors", "lpips", "timm"
 
 # What may change between two starts of one run. Everything else decides what the model is or what it sees.
 FREE = ("train", "autoencoder.train", "sample", "evaluate", "runtime", "name", "schema", "extends", "source")
-# Where the data lie may change too; whether they are the same is told by their content (`ldmkit.training.fingerprint`).
+# Where the data lie may change too; whether they are the same is told by their content (`ldmkit.training.data_fingerprint`).
 PLACES = ("data.path", "data.maps", "data.checksums")
 FREE_IN_SLOT = ("lr", "weight_decay")
 

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ldmkit.rundir import RECIPE, read_status
+from ldmkit.runs.directory import RECIPE, read_status
 
 if TYPE_CHECKING:
     from ldmkit.latent_diffusion import LatentDiffusion
     from ldmkit.plugins import Registry
-    from ldmkit.training.checkpoint import Checkpoint
+    from ldmkit.training.checkpointing.checkpoints import Checkpoint
 
 Which = int | Literal["newest", "best"]
 
@@ -45,7 +45,7 @@ def load(
         OfflineError: a hub repository that is not in the local cache and cannot be fetched.
         UsageError: `checkpoint` of what is no run, or `without` for a run that has not come to its end.
     """
-    from ldmkit.build import load as load_model
+    from ldmkit.assembly import load as load_model
     from ldmkit.errors import UsageError
 
     folder = Path(path).expanduser()
@@ -78,7 +78,7 @@ def _about(folder: Path, found: Checkpoint, weights: str) -> str:
 def _checkpoint(folder: Path, which: Which) -> Checkpoint:
     """The checkpoint of the diffusion stage that is asked for. Raises CheckpointError where there is none."""
     from ldmkit.errors import CheckpointError
-    from ldmkit.training.checkpoint import Checkpoints
+    from ldmkit.training.checkpointing.checkpoints import Checkpoints
 
     checkpoints = Checkpoints(folder / "checkpoints" / "diffusion")
     there = checkpoints.all()
@@ -106,9 +106,9 @@ def _checkpoint(folder: Path, which: Which) -> Checkpoint:
 def _model(folder: Path, found: Checkpoint, weights: str, registry: Registry | None) -> LatentDiffusion:
     """The model that the checkpoint's manifest describes, with its weights and those of the finished first stage."""
     from ldmkit import plugins
-    from ldmkit.build import plugin_files, restore
+    from ldmkit.assembly import plugin_files, restore
     from ldmkit.errors import CheckpointError
-    from ldmkit.training.checkpoint import Checkpoints
+    from ldmkit.training.checkpointing.checkpoints import Checkpoints
 
     described = found.manifest
     if "model" not in described:

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ldmkit.assembly.fine_tuning import initialise
 from ldmkit.errors import CheckpointError
-from ldmkit.initialise import initialise
-from ldmkit.interop.autoencoder_folder import load_autoencoder
+from ldmkit.interop.diffusers.autoencoder_folder import load_autoencoder
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.messages import tensor_differences
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
-from ldmkit.training.checkpoint import Checkpoints
-from ldmkit.training.ranks import Ranks
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
+from ldmkit.training.parallel.ranks import Ranks
 
 
 def start_trained(

@@ -12,37 +12,37 @@ from typing import Any
 import torch
 
 from ldmkit import random
+from ldmkit.assembly import build, datasets, fit, learned_options, source_of
 from ldmkit.autoencoder import AutoencoderLoss, make_loss
-from ldmkit.build import build, datasets, fit, learned_options, source_of
 from ldmkit.data import Dataset, Source
 from ldmkit.errors import DataError, RecipeError
 from ldmkit.evaluation import Results
-from ldmkit.finishing import evaluate_model, save_model
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
-from ldmkit.previews import Previews
 from ldmkit.recipe import Recipe
-from ldmkit.rundir import PLACES, RunDirectory, learned
-from ldmkit.starting import keep_frozen, start_trained
+from ldmkit.runs.completion import evaluate_model, save_model
+from ldmkit.runs.directory import PLACES, RunDirectory, learned
+from ldmkit.runs.pretrained import keep_frozen, start_trained
+from ldmkit.runs.previews import Previews
+from ldmkit.runs.summary import announce
 from ldmkit.training import autoencoder as first
-from ldmkit.training import cache as latents
+from ldmkit.training import data_fingerprint
 from ldmkit.training import diffusion as second
-from ldmkit.training import fingerprint
 from ldmkit.training import runtime as runtimes
-from ldmkit.training.bad_samples import BadSamples
-from ldmkit.training.caching import Caches, Caching
-from ldmkit.training.checkpoint import Checkpoints
-from ldmkit.training.console import Console
-from ldmkit.training.log import Log, Observer
-from ldmkit.training.memory import Remembered
-from ldmkit.training.opening import announce
+from ldmkit.training.caching import latents
+from ldmkit.training.caching.caches import Caches, Caching
+from ldmkit.training.caching.samples import Remembered
+from ldmkit.training.checkpointing.atomic_dir import checksum
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
+from ldmkit.training.checkpointing.state import TrainingState
+from ldmkit.training.logging.bad_samples import BadSamples
+from ldmkit.training.logging.console import Console
+from ldmkit.training.logging.log import Log, Observer
+from ldmkit.training.logging.trackers import Trackers
 from ldmkit.training.optim import Group
+from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.probe import probe
-from ldmkit.training.publish import checksum
-from ldmkit.training.ranks import Ranks
-from ldmkit.training.state import TrainingState
 from ldmkit.training.stop import Stop
-from ldmkit.training.trackers import Trackers
 
 
 @dataclass
@@ -165,11 +165,11 @@ class Stages:
 
     def _remember_data(self, train: Dataset, validation: Dataset) -> None:
         def compared() -> tuple[Any, list[int | None]]:
-            now = fingerprint.take(train, validation)
+            now = data_fingerprint.take(train, validation)
             begun = self.directory.begun
             if begun and not self.accept_new_data:
                 self._same_place_or_content(now)
-            for line in fingerprint.check(self.directory.path, now, accept=self.accept_new_data or not begun):
+            for line in data_fingerprint.check(self.directory.path, now, accept=self.accept_new_data or not begun):
                 self.console.note(f"  other data: {line}")
             return now["digest"], [train.count, validation.count]
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from ldmkit.data import Dataset
 from ldmkit.latent_diffusion import LatentDiffusion
-from ldmkit.recipe import Recipe
 from ldmkit.planning.per_gpu import held
-from ldmkit.training.logging.console import Console
+from ldmkit.recipe import Recipe
 from ldmkit.training.checkpointing.atomic_dir import write_json
+from ldmkit.training.logging.console import Console
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime, describe
 

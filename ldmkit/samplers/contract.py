@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import DivergedError, UsageError
 from ldmkit.random import normal
 from ldmkit.samplers.grid import Grid
@@ -26,7 +26,7 @@ def begin(noise: Tensor, grid: Grid) -> Tensor:
     return (noise if noise.dtype == torch.float64 else noise.float()) * grid.scale
 
 
-def predict(denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
+def predict(denoiser: X0Predictor, x: Tensor, t: float) -> Tensor:
     """x_0 (b, c, h, w) in x's dtype. Raises DivergedError, naming the timestep, where it is not finite."""
     x0 = denoiser(x, torch.full((len(x),), t, dtype=torch.float32, device=x.device)).to(x.dtype)
     if x0.shape != x.shape:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, begin, order_at, predict
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
@@ -16,7 +16,7 @@ from ldmkit.schedules import Schedule
 
 @torch.no_grad()
 def dpm_solver(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.contract import Callback, Generators, ancestral, begin, noise_of, predict
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
 from ldmkit.schedules import Schedule
@@ -15,7 +15,7 @@ from ldmkit.schedules import Schedule
 
 @torch.no_grad()
 def dpmpp_2s(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,
@@ -71,7 +71,7 @@ def dpmpp_2s(
     return x
 
 
-def _paired(denoiser: Denoiser, x: Tensor, grid: Grid, callback: Callback | None) -> Tensor:
+def _paired(denoiser: X0Predictor, x: Tensor, grid: Grid, callback: Callback | None) -> Tensor:
     i = 0
     while i < len(grid):
         x0 = predict(denoiser, x, grid.timesteps[i])

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, order_at, predict
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
 from ldmkit.schedules import Schedule
@@ -15,7 +15,7 @@ from ldmkit.schedules import Schedule
 
 @torch.no_grad()
 def dpmpp_sde(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,

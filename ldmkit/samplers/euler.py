@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.churn import Churn
 from ldmkit.samplers.contract import Callback, Generators, begin, predict
-from ldmkit.samplers.ode_coordinates import Frame
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.ode_coordinates import Frame
 from ldmkit.schedules import Schedule
 
 
 @torch.no_grad()
 def euler(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,

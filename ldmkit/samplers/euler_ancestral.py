@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.contract import Callback, Generators, ancestral, begin, noise_of, predict
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
 from ldmkit.schedules import Schedule
@@ -13,7 +13,7 @@ from ldmkit.schedules import Schedule
 
 @torch.no_grad()
 def euler_ancestral(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,

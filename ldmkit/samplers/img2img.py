@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, Sampler
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
@@ -15,7 +15,7 @@ from ldmkit.schedules import Schedule
 
 def img2img(
     sampler: Sampler,
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     latents: Tensor,
     noise: Tensor,
     schedule: Schedule,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, predict
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
@@ -14,7 +14,7 @@ from ldmkit.schedules import Schedule
 
 @torch.no_grad()
 def invert(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     latents: Tensor,
     schedule: Schedule,
     steps: int | Grid,

@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, begin, predict
-from ldmkit.samplers.frame import Frame
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
+from ldmkit.samplers.ode_coordinates import Frame
 from ldmkit.schedules import Schedule
 
 
 @torch.no_grad()
 def lms(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,

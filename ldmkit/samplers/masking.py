@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 
 
-def masked(denoiser: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
+def masked(denoiser: X0Predictor, known: Tensor, mask: Tensor) -> X0Predictor:
     """`denoiser`, with its x_0 replaced by `known` where `mask` is 1.
 
     The sampler then carries the known part along its own exact noisy path, and returns it untouched. Cheap, deterministic and

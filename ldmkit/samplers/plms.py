@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.contract import Callback, Generators, begin, predict
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
 from ldmkit.schedules import Schedule
@@ -16,7 +16,7 @@ _WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 
 
 @torch.no_grad()
 def plms(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmkit.diffusion import Denoiser
+from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.samplers.contract import Callback, Generators, begin, predict
 from ldmkit.samplers.grid import Grid, Spacing, make_grid
@@ -20,7 +20,7 @@ Variant = Literal["bh1", "bh2"]
 
 @torch.no_grad()
 def unipc(
-    denoiser: Denoiser,
+    denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,

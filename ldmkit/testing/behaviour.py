@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Tensors
-from ldmkit.conditioning.examination import process
+from ldmkit.conditioning.checks import process
 from ldmkit.testing.answers import equal_answers
 from ldmkit.testing.preparation import unlike_rows
 from ldmkit.testing.subject import Subject, clone, close, duplicate, global_seed, ports, said, same

@@ -6,10 +6,10 @@ import inspect
 import json
 from typing import Any
 
-from ldmkit import options
 from ldmkit.conditioning import RESERVED, Conditioner, ForeignStage, Ports, fitted
 from ldmkit.errors import LdmkitError, PluginError
 from ldmkit.fields import NO_FIELDS
+from ldmkit.plugins import options
 from ldmkit.testing.subject import Subject, said
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ldmkit import options
 from ldmkit.conditioning import RESERVED, Conditioner
+from ldmkit.plugins import options
 from ldmkit.testing.answers import check_answer, equal_answers
 from ldmkit.testing.declaration import derived_arguments, recorded_options
 from ldmkit.testing.subject import Subject, duplicate, said

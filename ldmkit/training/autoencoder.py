@@ -15,15 +15,15 @@ from ldmkit.autoencoder import Autoencoder, AutoencoderLoss
 from ldmkit.autoencoder.alarms import Alarms, Movement
 from ldmkit.conditioning import Batch, ConditionerSet
 from ldmkit.data import Dataset
-from ldmkit.training.periodic import Between, give_up
-from ldmkit.training.checkpointing.checkpoints import Checkpoints
-from ldmkit.training.ema import EMA, averaged
 from ldmkit.training.batches import held_out, training_batches
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
+from ldmkit.training.checkpointing.state import TrainingState
+from ldmkit.training.ema import EMA, averaged
 from ldmkit.training.logging.log import Log
 from ldmkit.training.optim import Group, Optimization
 from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.periodic import Between, give_up
 from ldmkit.training.runtime import Runtime
-from ldmkit.training.checkpointing.state import TrainingState
 from ldmkit.training.stop import Stop
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from ldmkit.conditioning import Batch, ConditionerSet
 from ldmkit.data import Dataset, batches
+from ldmkit.training.checkpointing.state import TrainingState
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime
-from ldmkit.training.checkpointing.state import TrainingState
 
 if TYPE_CHECKING:
     from ldmkit.recipe import Train

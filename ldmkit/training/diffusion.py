@@ -15,20 +15,20 @@ from ldmkit.conditioning import Batch
 from ldmkit.data import Dataset
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.training import posthoc
-from ldmkit.training.periodic import Between, give_up
+from ldmkit.training.batches import held_out, training_batches
 from ldmkit.training.caching.caches import Attaching
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
-from ldmkit.training.parallel.distributed import Engine
-from ldmkit.training.parallel.distributed import engine as engine_for
+from ldmkit.training.checkpointing.state import TrainingState
 from ldmkit.training.ema import EMA, averaged
-from ldmkit.training.batches import held_out, training_batches
 from ldmkit.training.logging.log import Log
 from ldmkit.training.optim import Group, Optimization
+from ldmkit.training.parallel.distributed import Engine
+from ldmkit.training.parallel.distributed import engine as engine_for
+from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.periodic import Between, give_up
 from ldmkit.training.posthoc import PostHoc
 from ldmkit.training.probe import probe
-from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime
-from ldmkit.training.checkpointing.state import TrainingState
 from ldmkit.training.stop import Stop
 
 if TYPE_CHECKING:

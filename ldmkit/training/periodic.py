@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from ldmkit.conditioning import Batch
 from ldmkit.errors import DivergedError
-from ldmkit.training.checkpointing.checkpoints import Checkpoints
-from ldmkit.training.logging.log import StageLog
 from ldmkit.training.checkpointing.atomic_dir import publish
-from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.checkpointing.state import EARLY, TrainingState, diverged
+from ldmkit.training.logging.log import StageLog
+from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.stop import Stop
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from PIL import Image
 from ldmkit.conditioning import ConditionerSet
 from ldmkit.data import BadSampleError, Dataset, Field, Info, Source, batches
 from ldmkit.data.buckets import assign, nearest
-from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.data.order import BucketOrder
+from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.errors import DataError, UsageError
 
 SIZES = [(64, 64), (48, 64), (64, 48), (32, 96), (200, 300)]

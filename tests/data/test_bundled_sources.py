@@ -65,7 +65,9 @@ def test_photographs_that_do_not_exist() -> None:
 
 def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldmkit.data.sources.photos.find_spec", lambda name: None)
-    monkeypatch.setattr("ldmkit.data.sources.photos._decode", PhotosSource.__getitem__.__globals__["_decode"].__wrapped__)
+    monkeypatch.setattr(
+        "ldmkit.data.sources.photos._decode", PhotosSource.__getitem__.__globals__["_decode"].__wrapped__
+    )
     with pytest.raises(DataError, match=r'pip install "ldmkit\[samples\]"'):
         PhotosSource()[0]["image"]
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from ldmkit.data import Dataset, Source
-from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.data.overview import near_duplicates
+from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.errors import DataError
 from tests.data.layouts import COUNT, SIDE, also, deep, ids, images, maps, noise, parquet, rows, save, table, text
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from ldmkit.conditioning import ConditionerSet
-from ldmkit.data import Dataset, Order, batches, slot_fields
-from ldmkit.data.sources.digits.source import DigitsSource
+from ldmkit.data import Dataset, ShuffledOrder, batches, slot_fields
 from ldmkit.data.examples import Examples
+from ldmkit.data.sources.digits.source import DigitsSource
 from ldmkit.data.sources.scenes.source import ScenesSource
 from ldmkit.data.workers import _Runs, _worker_failure
 from ldmkit.errors import DataError, PluginError, ResourceError, UsageError
@@ -65,20 +65,20 @@ def conditioners(noisy: ModuleType, **options: Any) -> ConditionerSet:
 
 
 def test_an_epoch_is_a_permutation_and_the_next_another() -> None:
-    order = Order(3, 50)
+    order = ShuffledOrder(3, 50)
     epochs = [[order.index(position) for position in range(start, start + 50)] for start in (0, 50)]
     assert [epoch for epoch, _ in epochs[1]] == [1] * 50
     items = [[item for _, item in pairs] for pairs in epochs]
     assert sorted(items[0]) == sorted(items[1]) == list(range(50))
     assert items[0] != items[1]
-    assert Order(3, 50).index(77) == order.index(77)  # without having been anywhere before
-    assert [Order(4, 50).index(p)[1] for p in range(50)] != items[0]
+    assert ShuffledOrder(3, 50).index(77) == order.index(77)  # without having been anywhere before
+    assert [ShuffledOrder(4, 50).index(p)[1] for p in range(50)] != items[0]
 
 
 def test_endless_data_go_in_order() -> None:
-    assert Order(0, None).index(10**9) == (0, 10**9)
+    assert ShuffledOrder(0, None).index(10**9) == (0, 10**9)
     with pytest.raises(DataError, match="not a single sample"):
-        Order(0, 0)
+        ShuffledOrder(0, 0)
 
 
 def test_batches_depend_on_positions_alone(noisy: ModuleType) -> None:

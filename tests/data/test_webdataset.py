@@ -20,8 +20,8 @@ from braceexpand import braceexpand
 from PIL import Image
 
 from ldmkit.data import BadSampleError, Dataset
-from ldmkit.data.sources.webdataset.tar_index import expanded, find, index
 from ldmkit.data.sources.webdataset.source import WebdatasetSource
+from ldmkit.data.sources.webdataset.tar_index import expanded, find, index
 from ldmkit.errors import DataError
 
 with warnings.catch_warnings():

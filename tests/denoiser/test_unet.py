@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmkit.errors import UsageError
 from ldmkit.denoiser import Context, SpatialTransformer, TransformerBlock, group_norm
 from ldmkit.denoiser.unet import UNet, Variant
+from ldmkit.errors import UsageError
 
 BASE: dict[str, Any] = {
     "in_channels": 3,

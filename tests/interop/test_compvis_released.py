@@ -11,13 +11,13 @@ import yaml
 
 from ldmkit import autoencoder as autoencoders
 from ldmkit import diffusion, plugins
-from ldmkit.errors import CheckpointError
-from ldmkit.interop.compvis import config as original
-from ldmkit.interop.assembling import on_meta
-from ldmkit.interop.compvis.config import Target
-from ldmkit.interop.compvis.reader import Reader, flat
 from ldmkit.denoiser.levels import resolve_levels
 from ldmkit.denoiser.unet import UNet
+from ldmkit.errors import CheckpointError
+from ldmkit.interop.assembling import on_meta
+from ldmkit.interop.compvis import config as original
+from ldmkit.interop.compvis.config import Target
+from ldmkit.interop.compvis.reader import Reader, flat
 
 RELEASED = yaml.safe_load((Path(__file__).parent / "released.yaml").read_text())
 

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 import ldmkit
 from ldmkit import plugins
+from ldmkit.conditioning.precomputed import PrecomputedConditioner
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop import import_compvis, load_compvis, load_compvis_autoencoder
-from ldmkit.interop.diffusers.autoencoder_folder import load_autoencoder
 from ldmkit.interop.compvis.save import compvis_of, save_compvis
-from ldmkit.conditioning.precomputed import GivenConditioner
+from ldmkit.interop.diffusers.autoencoder_folder import load_autoencoder
 from ldmkit.testing import check_conditioner
 from tests.interop.conftest import KL, VQ, representable
 
@@ -195,7 +195,7 @@ def test_the_stand_in_keeps_the_contract_of_conditioners(ports):
     made = {"tokens": torch.randn(3, 6), "vector": torch.randn(5), "concat": torch.randn(2, 8, 8)}
     value = {port: made[port] for port in ("tokens", "vector", "concat") if port in ports}
     sample = {"image": torch.zeros(3, 64, 64), "value": value if len(value) > 1 else next(iter(value.values()))}
-    check_conditioner(GivenConditioner(**ports), sample)
+    check_conditioner(PrecomputedConditioner(**ports), sample)
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from ldmkit import autoencoder as autoencoders
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.interop.diffusers import config as configs
 from ldmkit.interop.diffusers import keys
-from ldmkit.interop.diffusers.save import write_autoencoder, write_unet
 from ldmkit.interop.diffusers.folders import read_json
-from ldmkit.denoiser.unet import UNet
+from ldmkit.interop.diffusers.save import write_autoencoder, write_unet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -12,8 +12,8 @@ import ldmkit
 from ldmkit import plugins
 from ldmkit.data import Field, Info, Source
 from ldmkit.errors import CheckpointError, RecipeError
-from ldmkit.plugins.hookspecs import hookimpl
 from ldmkit.interop.diffusers.autoencoder_folder import save_autoencoder
+from ldmkit.plugins.hookspecs import hookimpl
 from ldmkit.recipe import Recipe
 from ldmkit.runs.run import run
 from tests.interop.conftest import SMALL, Hint, assembled, first_step

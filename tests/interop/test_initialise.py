@@ -7,9 +7,9 @@ import torch
 
 import ldmkit
 from ldmkit import plugins
+from ldmkit.assembly.fine_tuning import initialise
 from ldmkit.errors import CheckpointError, UsageError
 from ldmkit.plugins.hookspecs import hookimpl
-from ldmkit.assembly.fine_tuning import initialise
 from tests.interop.conftest import SMALL, Hint, assembled, first_step
 
 

@@ -13,12 +13,11 @@ from torch import nn
 from ldmkit import diffusion as objectives
 from ldmkit.autoencoder import KLAutoencoder
 from ldmkit.conditioning import Conditioner, ConditionerSet, Conditioning, Dropout, Ports
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import CheckpointError, ResourceError, UsageError
-from ldmkit.latent_diffusion import LatentDiffusion, sampling, to_pil
-from ldmkit.latent_diffusion import serialization
+from ldmkit.latent_diffusion import LatentDiffusion, sampling, serialization, to_pil
 from ldmkit.latent_diffusion.serialization import read_config, read_weights
 from ldmkit.samplers import ddim, ddpm
-from ldmkit.denoiser.unet import UNet
 
 
 class Label(Conditioner):

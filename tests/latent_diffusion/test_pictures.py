@@ -11,8 +11,7 @@ from torch import Tensor
 from ldmkit import samplers
 from ldmkit.autoencoder import make
 from ldmkit.errors import DivergedError, UsageError
-from ldmkit.latent_diffusion import sampling
-from ldmkit.latent_diffusion import user_images
+from ldmkit.latent_diffusion import sampling, user_images
 from ldmkit.random import sample_generators
 
 VALUES = {"a": 0, "b": 1}

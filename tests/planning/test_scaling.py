@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ldmkit import hookimpl, planning, plugins
-from ldmkit.planning import per_gpu
 from ldmkit.assembly import build
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports, Tensors
+from ldmkit.planning import per_gpu
 from ldmkit.recipe import Recipe
 
 LOAD = per_gpu.Load(

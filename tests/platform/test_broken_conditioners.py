@@ -20,8 +20,8 @@ from ldmkit.conditioning.conditioner_set import CLOSE_LOOK
 from ldmkit.data import batches
 from ldmkit.errors import DataError, PluginError, RecipeError, UsageError
 from ldmkit.recipe import Recipe
-from ldmkit.runs.run import run
 from ldmkit.runs.directory import read_status
+from ldmkit.runs.run import run
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from tests.platform.conftest import Level
 

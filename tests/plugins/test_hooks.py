@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ldmkit import hookimpl, plugins
-from ldmkit.plugins import hookspecs
 from ldmkit.errors import PluginError
+from ldmkit.plugins import hookspecs
 
 HOOKS = {name: value for name, value in vars(hookspecs).items() if name.startswith("ldmkit_")}
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "hooks.md"

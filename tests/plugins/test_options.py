@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 from pydantic import ValidationError
 
-from ldmkit.plugins import options
 from ldmkit.errors import PluginError
+from ldmkit.plugins import options
 
 
 class LatentSpec:

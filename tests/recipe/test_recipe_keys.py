@@ -17,15 +17,15 @@ from ldmkit.autoencoder import (
     VQAutoencoder,
 )
 from ldmkit.data import Dataset
+from ldmkit.denoiser.levels import Variant as UNetVariant
+from ldmkit.denoiser.unet import UNet
 from ldmkit.diffusion import DISTANCES, TIMESTEP_SAMPLINGS, WEIGHTINGS
 from ldmkit.diffusion import make as make_diffusion
-from ldmkit.denoiser.levels import Variant as UNetVariant
 from ldmkit.recipe import objective, sections
 from ldmkit.recipe.base import Section
 from ldmkit.recipe.training import Runtime
 from ldmkit.schedules import SCHEDULES
 from ldmkit.training.runtime import resolve
-from ldmkit.denoiser.unet import UNet
 
 UNSET = "no default"
 

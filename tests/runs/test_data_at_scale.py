@@ -14,9 +14,9 @@ from PIL import Image
 from ldmkit.errors import RecipeError, UsageError
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
+from ldmkit.runs.resume_check import verify_resume
 from ldmkit.runs.run import run
 from ldmkit.training.logging.bad_samples import FILE
-from ldmkit.runs.resume_check import verify_resume
 
 
 def pictures(folder: Path) -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 from ldmkit.errors import CheckpointError, DataError, PluginError, RecipeError, ResourceError
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
-from ldmkit.runs.run import run
 from ldmkit.runs.directory import RunDirectory, read_status
+from ldmkit.runs.run import run
 from ldmkit.training.logging.console import Console
 from ldmkit.training.logging.log import read
 from ldmkit.training.stop import Interrupted

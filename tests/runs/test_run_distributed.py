@@ -17,8 +17,8 @@ import pytest
 from ldmkit.errors import DataError, RecipeError, ResourceError
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
-from ldmkit.runs.run import run
 from ldmkit.runs.directory import RunDirectory, read_status
+from ldmkit.runs.run import run
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.logging.console import Console
 from ldmkit.training.logging.log import read

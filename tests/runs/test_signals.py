@@ -12,8 +12,8 @@ import pytest
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
-from ldmkit.runs.run import run
 from ldmkit.runs.directory import read_status
+from ldmkit.runs.run import run
 from ldmkit.training.caching import latents
 from ldmkit.training.stop import Interrupted
 

@@ -12,8 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import ldmkit
-from ldmkit.runs import directory
 from ldmkit.recipe import bundled
+from ldmkit.runs import directory
 
 PACKAGE = Path(ldmkit.__file__).parent
 

@@ -15,9 +15,9 @@ from ldmkit import cli
 from ldmkit.errors import CheckpointError, DataError, UsageError
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
-from ldmkit.runs.run import run
 from ldmkit.runs.directory import RECIPE
 from ldmkit.runs.loading import load
+from ldmkit.runs.run import run
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.stop import Interrupted
 

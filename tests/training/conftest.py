@@ -16,9 +16,9 @@ from ldmkit import diffusion, samplers
 from ldmkit.autoencoder import Autoencoder, AutoencoderLoss, make, make_loss
 from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning, Dropout, Ports, Tensors
 from ldmkit.data import Dataset, Field, Info, Source
+from ldmkit.denoiser.unet import UNet
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.training.stop import Stop
-from ldmkit.denoiser.unet import UNet
 
 
 class Squares(Source):

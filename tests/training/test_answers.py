@@ -15,12 +15,11 @@ from ldmkit import diffusion
 from ldmkit.autoencoder import make
 from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning, Dropout, Ports, Tensors, pad_stack
 from ldmkit.data import batches
+from ldmkit.denoiser.unet import UNet
 from ldmkit.latent_diffusion import LatentDiffusion, Slot
-from ldmkit.training.caching import conditionings
-from ldmkit.training.caching import shard_store
+from ldmkit.training.caching import conditionings, shard_store
 from ldmkit.training.caching.conditionings import AnswerCache
 from ldmkit.training.logging.console import Console
-from ldmkit.denoiser.unet import UNet
 
 
 class Words(Conditioner):

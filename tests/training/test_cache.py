@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldmkit.data import Order, batches
+from ldmkit.data import ShuffledOrder, batches
 from ldmkit.errors import DivergedError
+from ldmkit.training.autoencoder import pictures_only
 from ldmkit.training.caching import latents
 from ldmkit.training.caching import shard_store as kept
-from ldmkit.training.autoencoder import pictures_only
 from ldmkit.training.logging.console import Console
 from ldmkit.training.stop import Interrupted, Stop
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_kept(toy: SimpleNamespace, monkeypatch: pytest.MonkeyPat
 
 def test_the_order_is_the_loaders(toy: SimpleNamespace) -> None:
     data = toy.data()
-    order = Order(5, len(data))
+    order = ShuffledOrder(5, len(data))
     batch = next(iter(batches(data, pictures_only(), start=20, batch=8, seed=5)))
     expected = torch.stack([data.sample(order.index(p)[1])["image"] for p in range(20, 28)])
     assert torch.equal(batch.images, expected)

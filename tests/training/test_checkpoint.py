@@ -14,8 +14,8 @@ import torch
 
 from ldmkit.errors import CheckpointError, DivergedError, ResourceError
 from ldmkit.training.checkpointing import atomic_dir
-from ldmkit.training.checkpointing.checkpoints import Checkpoints, first_not_finite
 from ldmkit.training.checkpointing.atomic_dir import MANIFEST
+from ldmkit.training.checkpointing.checkpoints import Checkpoints, first_not_finite
 
 FILES = ("model.safetensors", "trainer.json", MANIFEST)
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ldmkit.errors import DataError, DivergedError
+from ldmkit.training.batches import held_out
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.diffusion import VALIDATION, begin, split, train_diffusion, trainable, validation_loss
 from ldmkit.training.ema import averaged
-from ldmkit.training.batches import held_out
 from ldmkit.training.logging.log import Log, read
 from ldmkit.training.optim import Group
 from ldmkit.training.runtime import Runtime

@@ -67,4 +67,6 @@ def test_many_files_leave_only_their_digest(pictures: Path, monkeypatch: pytest.
     before = taken(pictures)
     assert before["train"] == {"count": 4, "content": "", "files": {}}
     Image.new("RGB", (40, 40), (1, 2, 3)).save(pictures / "train" / "2.png")
-    assert data_fingerprint.differences(before, taken(pictures)) == ["files of the same number, with other names or content"]
+    assert data_fingerprint.differences(before, taken(pictures)) == [
+        "files of the same number, with other names or content"
+    ]

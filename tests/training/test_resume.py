@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ldmkit.training.caching import latents
 from ldmkit.training.autoencoder import train_autoencoder
+from ldmkit.training.caching import latents
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.diffusion import train_diffusion
 from ldmkit.training.logging.log import Log, read

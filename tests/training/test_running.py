@@ -12,9 +12,9 @@ from torch import nn
 
 from ldmkit.autoencoder import make
 from ldmkit.training.autoencoder import train_autoencoder
+from ldmkit.training.buffer_guard import Running
 from ldmkit.training.checkpointing.checkpoints import Checkpoints
 from ldmkit.training.logging.log import Log
-from ldmkit.training.buffer_guard import Running
 from ldmkit.training.stop import Stop
 
 

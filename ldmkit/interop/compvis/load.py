@@ -10,11 +10,11 @@ from ldmkit import autoencoder as autoencoders
 from ldmkit import plugins
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import UsageError
-from ldmkit.interop.compvis import config as original
 from ldmkit.interop.assembling import finish_autoencoder, on_meta
+from ldmkit.interop.compvis import config as original
 from ldmkit.interop.compvis.reader import EMA, Imported, Reader, Weights, flat, own, with_leftovers
-from ldmkit.interop.safe_reading.tensors import check_finite, read_tensors
 from ldmkit.interop.report import KeyReport, match
+from ldmkit.interop.safe_reading.tensors import check_finite, read_tensors
 from ldmkit.interop.sanity import sane
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry

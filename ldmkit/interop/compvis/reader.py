@@ -11,19 +11,19 @@ from torch import Tensor
 
 from ldmkit import autoencoder as autoencoders
 from ldmkit.conditioning import ForeignStage
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import CheckpointError, UsageError
-from ldmkit.interop.compvis import config as original
 from ldmkit.interop import foreign
-from ldmkit.interop.compvis import released
 from ldmkit.interop.assembling import assemble, latent_buffers, on_meta
+from ldmkit.interop.compvis import config as original
+from ldmkit.interop.compvis import released
 from ldmkit.interop.compvis.config import Target
-from ldmkit.interop.safe_reading.tensors import check_finite
 from ldmkit.interop.report import KeyReport, match
+from ldmkit.interop.safe_reading.tensors import check_finite
 from ldmkit.interop.sanity import sane
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
 from ldmkit.schedules import make as make_schedule
-from ldmkit.denoiser.unet import UNet
 
 Weights = Literal["ema", "raw"]
 UNET, FIRST, COND, EMA = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "model_ema."

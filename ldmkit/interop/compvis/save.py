@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.conditioning import Conditioner
+from ldmkit.denoiser.levels import resolve_levels
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import UsageError
 from ldmkit.interop.compvis import text_stages
 from ldmkit.interop.compvis.config import GROUPS, SCHEDULES, UNCONDITIONAL
 from ldmkit.interop.compvis.reader import COND, FIRST, UNET, flat
-from ldmkit.interop.diffusers.save import UPKEEP, tokenizer_in
 from ldmkit.interop.diffusers.folders import new_folder
+from ldmkit.interop.diffusers.save import UPKEEP, tokenizer_in
 from ldmkit.latent_diffusion import LatentDiffusion
-from ldmkit.denoiser.levels import resolve_levels
 from ldmkit.schedules import Schedule
 from ldmkit.schedules.discrete import Discrete
-from ldmkit.denoiser.unet import UNet
 
 Json = dict[str, Any]
 LDM = "ldm.models.diffusion.ddpm.LatentDiffusion"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldmkit import autoencoder as autoencoders
-from ldmkit.autoencoder import Autoencoder
 from ldmkit.assembly import model_folder
+from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import CheckpointError
 from ldmkit.interop.assembling import on_meta
 from ldmkit.interop.diffusers.folders import new_folder, write_json, write_tensors

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from ldmkit.autoencoder import Autoencoder
-from ldmkit.errors import CheckpointError, UsageError
-from ldmkit.interop.sanity import bounded, grouped
 from ldmkit.denoiser.levels import resolve_levels, spread
 from ldmkit.denoiser.unet import UNet
+from ldmkit.errors import CheckpointError, UsageError
+from ldmkit.interop.sanity import bounded, grouped
 
 Json = dict[str, Any]
 

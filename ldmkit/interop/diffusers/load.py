@@ -14,21 +14,21 @@ from ldmkit import autoencoder as autoencoders
 from ldmkit import plugins
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.conditioning import ForeignStage
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import CheckpointError
+from ldmkit.interop import foreign
+from ldmkit.interop.assembling import assemble, finish_autoencoder, latent_buffers, on_meta
+from ldmkit.interop.compvis import text_stages
+from ldmkit.interop.compvis.reader import NULL_RATE, Imported, own
 from ldmkit.interop.diffusers import config as configs
 from ldmkit.interop.diffusers import keys
-from ldmkit.interop import foreign
-from ldmkit.interop.compvis import text_stages
-from ldmkit.interop.assembling import assemble, finish_autoencoder, latent_buffers, on_meta
-from ldmkit.interop.compvis.reader import NULL_RATE, Imported, own
-from ldmkit.interop.diffusers.schedule import scheduler_from
 from ldmkit.interop.diffusers.folders import read_json
-from ldmkit.interop.safe_reading.tensors import check_finite, read_tensors
+from ldmkit.interop.diffusers.schedule import scheduler_from
 from ldmkit.interop.report import KeyReport, match
+from ldmkit.interop.safe_reading.tensors import check_finite, read_tensors
 from ldmkit.interop.sanity import sane
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
-from ldmkit.denoiser.unet import UNet
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = (".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".bin")

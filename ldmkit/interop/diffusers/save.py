@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.conditioning import Conditioner
+from ldmkit.denoiser.unet import UNet
 from ldmkit.errors import LdmkitError
+from ldmkit.interop.compvis import text_stages
 from ldmkit.interop.diffusers import config as configs
 from ldmkit.interop.diffusers import keys
-from ldmkit.interop.compvis import text_stages
 from ldmkit.interop.diffusers.config import refuse
-from ldmkit.interop.diffusers.schedule import scheduler_to
 from ldmkit.interop.diffusers.folders import new_folder, write_json, write_tensors
+from ldmkit.interop.diffusers.schedule import scheduler_to
 from ldmkit.latent_diffusion import LatentDiffusion
-from ldmkit.denoiser.unet import UNet
 
 VERSION = "0.42.1"  # of diffusers: what the folders were tried with
 WEIGHTS = "diffusion_pytorch_model.safetensors"

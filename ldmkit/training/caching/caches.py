@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ldmkit.conditioning import Batch
-from ldmkit.data import Order, Dataset
+from ldmkit.data import Dataset, Order
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.recipe import Recipe
-from ldmkit.training.caching import conditionings
-from ldmkit.training.caching import shard_store
-from ldmkit.training.caching import latents
+from ldmkit.training.caching import conditionings, latents, shard_store
 from ldmkit.training.logging.console import Console
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime

@@ -23,11 +23,11 @@ from ldmkit.autoencoder.statistics import weights_hash
 from ldmkit.conditioning import Batch, Canvas, Conditioning, Tensors
 from ldmkit.conditioning.checks import Examiner
 from ldmkit.conditioning.types import pad_tokens
-from ldmkit.data import Order, Dataset, slot_fields
+from ldmkit.data import Dataset, Order, slot_fields
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.training.caching import shard_store
-from ldmkit.training.logging.console import Console
 from ldmkit.training.caching.shard_store import Kept, Rows
+from ldmkit.training.logging.console import Console
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop

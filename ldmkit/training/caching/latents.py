@@ -20,10 +20,10 @@ from torch import Tensor
 from ldmkit import random
 from ldmkit.autoencoder import Autoencoder, LatentStatistics, Posterior, measure
 from ldmkit.conditioning import Batch
-from ldmkit.data import Order, Dataset
+from ldmkit.data import Dataset, Order
 from ldmkit.training.caching import shard_store
-from ldmkit.training.logging.console import Console
 from ldmkit.training.caching.shard_store import Kept
+from ldmkit.training.logging.console import Console
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop

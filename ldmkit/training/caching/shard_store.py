@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldmkit.errors import ResourceError
-from ldmkit.training.logging.console import Console
 from ldmkit.training.checkpointing.atomic_dir import DamagedError, discard, publish, sweep, verify
+from ldmkit.training.logging.console import Console
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.stop import Stop
 

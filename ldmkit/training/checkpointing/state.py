@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ldmkit.errors import CheckpointError, DivergedError
 from ldmkit.messages import tensor_differences
+from ldmkit.training.buffer_guard import Running
 from ldmkit.training.checkpointing.checkpoints import Checkpoint, Checkpoints
 from ldmkit.training.ema import EMA
 from ldmkit.training.optim import Optimization
-from ldmkit.training.posthoc import PostHoc
-from ldmkit.training.buffer_guard import Running
 from ldmkit.training.parallel.shards import placed
+from ldmkit.training.posthoc import PostHoc
 
 EARLY = 20  # the step of a first picture, long before `sample_every`: somebody is waiting for it
 PATIENCE = 3  # updates in a row that may be skipped because a gradient was not finite

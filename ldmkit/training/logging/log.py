@@ -18,8 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from ldmkit.training.logging.console import Console, duration
-from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.logging.trackers import Trackers
+from ldmkit.training.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
     from PIL.Image import Image

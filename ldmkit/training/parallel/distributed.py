@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ldmkit.conditioning import Batch
 from ldmkit.errors import PluginError
 from ldmkit.latent_diffusion import Draws, LatentDiffusion
+from ldmkit.training.checkpointing.state import TrainingState
 from ldmkit.training.ema import EMA
 from ldmkit.training.parallel.ranks import Ranks
-from ldmkit.training.runtime import Runtime
 from ldmkit.training.parallel.shards import gathered
-from ldmkit.training.checkpointing.state import TrainingState
+from ldmkit.training.runtime import Runtime
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 

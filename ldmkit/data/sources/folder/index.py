@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ldmkit.data.sources.folder.metadata import Row
 from ldmkit.data.partners import bits_of
-from ldmkit.data.sources.folder.image_files import Tree
 from ldmkit.data.row_fields import Column
 from ldmkit.data.sample import Problem
 from ldmkit.data.source import Part
+from ldmkit.data.sources.folder.image_files import Tree
+from ldmkit.data.sources.folder.metadata import Row
 from ldmkit.images.files import Limits, Look, printable
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".zst")

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmkit.data.sources.folder.image_files import walk
 from ldmkit.data.sample import Problem
+from ldmkit.data.sources.folder.image_files import walk
 from ldmkit.errors import DataError
 from ldmkit.fields import Color, Field
 from ldmkit.images.files import BadSampleError, Limits, printable, read_ids

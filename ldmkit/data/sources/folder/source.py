@@ -13,12 +13,12 @@ from typing import Any
 
 from PIL import Image
 
-from ldmkit.data.sources.folder.checksums import Checksums
-from ldmkit.data.sources.folder.index import Asked, Entry
 from ldmkit.data.folder_scan import MAP, scan
-from ldmkit.data.sources.folder.label_maps import LabelMaps, class_names, in_folder
 from ldmkit.data.sample import Info, Problem, Sample
 from ldmkit.data.source import Part, Source
+from ldmkit.data.sources.folder.checksums import Checksums
+from ldmkit.data.sources.folder.index import Asked, Entry
+from ldmkit.data.sources.folder.label_maps import LabelMaps, class_names, in_folder
 from ldmkit.errors import DataError
 from ldmkit.fields import Color, Field
 from ldmkit.images.files import Limits, printable, read

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmkit import random
-from ldmkit.data.sources.columns import PICTURES, Column, File, chosen, described, loaders
 from ldmkit.data.held_out import check_share, rows_of, share
-from ldmkit.data.sources.huggingface.opening import fetched, library, open_split
 from ldmkit.data.row_fields import labels
 from ldmkit.data.sample import Info, Sample
 from ldmkit.data.source import Part, Source
+from ldmkit.data.sources.columns import PICTURES, Column, File, chosen, described, loaders
+from ldmkit.data.sources.huggingface.opening import fetched, library, open_split
 from ldmkit.data.sources.huggingface.stream import ENDLESS, Row, Stream
 from ldmkit.errors import DataError
 from ldmkit.fields import Field, Kind

@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldmkit.data.sample import Info, Sample
-from ldmkit.data.sources.scenes.drawing import COLORS, GROUNDS, KIND_PALETTE, KINDS, REACH, Shape, draw, extent, label_map
 from ldmkit.data.source import Judge, Part, Source
+from ldmkit.data.sources.scenes.drawing import (
+    COLORS,
+    GROUNDS,
+    KIND_PALETTE,
+    KINDS,
+    REACH,
+    Shape,
+    draw,
+    extent,
+    label_map,
+)
 from ldmkit.errors import DataError
 from ldmkit.fields import Field
 from ldmkit.random import generator

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ldmkit.data.sources.webdataset import tar_index
-from ldmkit.data.sources.columns import PICTURES, Column, File, chosen, decoded, described, loaders
 from ldmkit.data.held_out import check_share, rows_of
 from ldmkit.data.row_fields import labels
 from ldmkit.data.sample import Info, Problem, Sample
 from ldmkit.data.source import Part, Shards, Source
+from ldmkit.data.sources.columns import PICTURES, Column, File, chosen, decoded, described, loaders
+from ldmkit.data.sources.webdataset import tar_index
 from ldmkit.data.sources.webdataset.tar_index import Shard
 from ldmkit.errors import DataError
 from ldmkit.fields import Field, Kind
