@@ -13,7 +13,7 @@ from ldmkit.errors import DataError, UsageError
 from ldmkit.random import generator
 
 
-class ShuffledOrder(ABC):
+class Order(ABC):
     """Position (samples consumed since the start of the run, over all ranks) -> (epoch, item): resuming needs no state."""
 
     @abstractmethod
@@ -25,7 +25,7 @@ class ShuffledOrder(ABC):
         return None
 
 
-class ShuffledOrder(ShuffledOrder):
+class ShuffledOrder(Order):
     """Each epoch is a permutation keyed by (seed, epoch). `count` None is endless data, taken in order.
 
     With `shards`, it is a permutation of the shards and, inside as many as are taken together, one of their items: neighbours in
@@ -70,7 +70,7 @@ def _by_shards(seed: int, epoch: int, shards: Shards) -> Tensor:
     return torch.cat(parts)
 
 
-class BucketOrder(ShuffledOrder):
+class BucketOrder(Order):
     """Batches of `batch` items, each from one bucket; the batches of an epoch come in an order keyed by (seed, epoch).
 
     An epoch shows every item. A bucket whose items do not fill its last batch begins again in it, so an epoch is a whole number

@@ -66,7 +66,11 @@ class Caching:
             return None
         settings = self.recipe.train
         if self.automatic and settings.steps * settings.batch <= len(data):
-            return None  # less than an epoch: each would be read once
+            # Less than an epoch: each would be read once.
+            self.console.note(
+                f"latents {settings.steps * settings.batch}/{len(data)}: those that the steps read, encoded then"
+            )
+            return None
         if self.automatic and not latents.fits(model.autoencoder, data):
             return None
         return latents.build(
