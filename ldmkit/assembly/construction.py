@@ -15,8 +15,10 @@ from ldmkit.assembly.sources import source_of
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.conditioning import Conditioner, ConditionerSet, Dropout, LatentSpec, Ports, StoredNull
 from ldmkit.conditioning.checks import called, check_state
+from ldmkit.data import Source
 from ldmkit.denoiser import Denoiser
 from ldmkit.errors import LdmkitError, PluginError, UsageError
+from ldmkit.fields import Field
 from ldmkit.guidance import parse
 from ldmkit.latent_diffusion import LatentDiffusion, Sampler, Slot
 from ldmkit.plugins import Registry
@@ -27,8 +29,11 @@ from ldmkit.recipe import Recipe
 _FILLING = {"normal_", "uniform_", "trunc_normal_"}
 
 
-def build(recipe: Recipe, registry: Registry | None = None) -> LatentDiffusion:
+def build(recipe: Recipe, registry: Registry | None = None, *, source: Source | None = None) -> LatentDiffusion:
     """The model of a recipe on the CPU, with fresh weights drawn from the recipe's seed; what `freeze: true` says is frozen.
+
+    Args:
+        source: the recipe's data source, where it was made before.
 
     Raises:
         RecipeError: an option that `fit` learns from data is missing; the error names slot and option.
@@ -37,7 +42,7 @@ def build(recipe: Recipe, registry: Registry | None = None) -> LatentDiffusion:
     recipe = inherited(recipe.validate_components(registry), registry)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random.key(recipe.seed, "init", 0))
-        model = assemble(_description(recipe, registry), registry)
+        model = assemble(_description(recipe, registry, source), registry)
         if not any(parameter.is_meta for parameter in model.parameters()):
             for slot, conditioner in model.conditioners.items():
                 called(model.conditioners.examiner(slot).who, "load_pretrained", conditioner.load_pretrained)
@@ -64,13 +69,13 @@ def _check_guidance(recipe: Recipe, model: LatentDiffusion) -> None:
         raise recipe.error(error.message, "sample", "guidance", hint=error.hint) from error
 
 
-def _description(recipe: Recipe, registry: Registry) -> dict[str, Any]:
+def _description(recipe: Recipe, registry: Registry, source: Source | None) -> dict[str, Any]:
     """What `config.json` of the recipe's model says."""
     resolved = recipe.resolved(redact=False)
     if recipe.alone:  # its recipe says nothing of a diffusion model
         rest = {"denoiser": recipe.denoiser, "diffusion": recipe.diffusion}
         resolved |= {name: section.model_dump(mode="json", by_alias=True) for name, section in rest.items()}
-    channels = recipe.data.channels or source_of(recipe, registry).info().channels
+    channels = recipe.data.channels or (source or source_of(recipe, registry)).info().channels
     first_stage = recipe.autoencoder.options
     first_stage["image_channels"] = first_stage.get("image_channels") or channels
     _check_channels(recipe, first_stage["image_channels"], channels)
@@ -123,6 +128,7 @@ def _slot(recipe: Recipe, name: str, registry: Registry) -> dict[str, Any]:
         "options": model.read(slot.options).plain(),
         "fields": dict(slot.fields_),
         "origin": registry.conditioners.entry(slot.type).origin.to_json(),
+        "known": slot.known or {},
     }
 
 
@@ -239,6 +245,7 @@ def conditioner_of(name: str, slot: Slot, spec: LatentSpec, registry: Registry) 
             hint="set it in __init__: self.emits = Ports(...)",
         )
     check_state(who, made)
+    made.known_fields = {field: Field.read(described) for field, described in slot.known.items()}
     return made
 
 

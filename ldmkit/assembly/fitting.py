@@ -10,38 +10,57 @@ from ldmkit import plugins
 from ldmkit.assembly.fields import check_fields
 from ldmkit.assembly.inheritance import inherited
 from ldmkit.assembly.sources import source_of
-from ldmkit.conditioning import Conditioner
+from ldmkit.conditioning import Conditioner, fitted
 from ldmkit.conditioning.checks import called
 from ldmkit.data import Source
 from ldmkit.errors import PluginError
+from ldmkit.fields import Field, Fields
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 
 FIT_SAMPLES = 4096  # of an endless source
 
 
-def fit(recipe: Recipe, registry: Registry | None = None) -> Recipe:
+def fit(recipe: Recipe, registry: Registry | None = None, *, source: Source | None = None) -> Recipe:
     """The recipe with what its conditioners learn from the training data (class lists, vocabularies) written into their slots.
 
-    A value that the recipe gives wins, and so does one of the trained model that `init` names. An endless source is read for its
-    first samples.
+    What the data source knows of the fields a slot reads goes there too (`known`), so that what a person gives when sampling is
+    read as the training data were. A value that the recipe gives wins, and so does one of the trained model that `init` names.
+    An endless source is read for its first samples.
+
+    Args:
+        source: the recipe's data source, where it was made before.
     """
     registry = registry or plugins.load()
     recipe = inherited(recipe.validate_components(registry), registry)
     check_fields(recipe, registry)
+    if not recipe.conditioners:
+        return recipe
+    train = (source or source_of(recipe, registry)).split("train")
+    info = train.info()
     changes: dict[str, Any] = {}
-    source: Source | None = None
     for name, slot in recipe.conditioners.items():
         kind = registry.conditioners.load(slot.type)
+        if slot.known is None:
+            known = {
+                own: info.fields[slot.fields_.get(own, own)] for own in _described(kind, slot.fields_, info.fields)
+            }
+            changes[f"conditioners.{name}.known"] = {own: field.to_json() for own, field in known.items()}
+        else:
+            known = {own: Field.read(described) for own, described in slot.known.items()}
         if kind.fit.__func__ is Conditioner.fit.__func__:  # type: ignore[attr-defined]  # learns nothing
             continue
-        source = source or source_of(recipe, registry).split("train")
         given = _given(recipe, name)
-        learned = _learned(name, slot.type, registry, given, _samples(source, slot.fields_))
+        learned = _learned(name, slot.type, registry, given, _samples(train, slot.fields_), known)
         for key, value in learned.items():
             if key not in given:
                 changes[f"conditioners.{name}.{key}"] = value
     return recipe.updated(changes) if changes else recipe
+
+
+def _described(kind: type[Conditioner], fields: Mapping[str, str], info: Fields) -> list[str]:
+    """The conditioner's fields that the source says something of."""
+    return [own for own in kind.reads if fields.get(own, own) in info]
 
 
 def learned_options(asked: Recipe, fitted: Recipe) -> dict[str, dict[str, Any]]:
@@ -57,12 +76,17 @@ def learned_options(asked: Recipe, fitted: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def _learned(
-    slot: str, type_: str, registry: Registry, given: Mapping[str, Any], samples: Iterator[Mapping[str, Any]]
+    slot: str,
+    type_: str,
+    registry: Registry,
+    given: Mapping[str, Any],
+    samples: Iterator[Mapping[str, Any]],
+    fields: Fields,
 ) -> dict[str, Any]:
     """What the slot's `fit` returned, if it is a mapping of options to JSON values."""
     kind = registry.conditioners.load(type_)
     who = f"the conditioner of slot {slot} ({kind.__name__}, {registry.conditioners.entry(type_).origin})"
-    learned = called(who, "fit", lambda: kind.fit(given, samples))
+    learned = called(who, "fit", lambda: fitted(kind, given, samples, fields))
     known = registry.conditioners.options_of(kind).names()
     if not isinstance(learned, Mapping) or not set(learned) <= set(known):
         got = ", ".join(map(str, learned)) if isinstance(learned, Mapping) else type(learned).__name__

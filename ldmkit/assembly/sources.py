@@ -11,11 +11,17 @@ from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 
 
-def datasets(recipe: Recipe, registry: Registry | None = None) -> tuple[Dataset, Dataset]:
-    """The training data and the held-out data of a recipe, cut as its `data` section says."""
+def datasets(
+    recipe: Recipe, registry: Registry | None = None, *, source: Source | None = None
+) -> tuple[Dataset, Dataset]:
+    """The training data and the held-out data of a recipe, cut as its `data` section says.
+
+    Args:
+        source: the recipe's data source, where it was made before.
+    """
     registry = registry or plugins.load()
     recipe = recipe.validate_components(registry)
-    source = source_of(recipe, registry)
+    source = source or source_of(recipe, registry)
     data = recipe.data
     aligned = frozenset(
         slot.fields_.get(name, name)
@@ -42,7 +48,9 @@ def datasets(recipe: Recipe, registry: Registry | None = None) -> tuple[Dataset,
     )
     # Held-out pictures are seen in fixed views of one size and their own colours, never mirrored.
     seed = random.key(recipe.seed, "validation", 0)
-    validation = cut(source.split("validation"), flip=False, views=data.views or 1, seed=seed)
+    validation = cut(
+        source.split("validation" if source.holds_out() else "train"), flip=False, views=data.views or 1, seed=seed
+    )
     return train, validation
 
 

@@ -23,6 +23,7 @@ VERBS = (
     "evaluate",
     "report",
     "plan",
+    "data",
     "recipe",
     "plugins",
     "doctor",
@@ -38,6 +39,7 @@ ldmkit {version}: latent diffusion in which every conditioning modality is a plu
   ldmkit run superres                 train on real photographs, 5 minutes on 2 CPU cores, and write a report
   ldmkit recipe list                  the recipes that are ready to run
   ldmkit recipe copy superres         get one to change; `ldmkit plan FILE` shows what it would train
+  ldmkit data check FOLDER            what is understood of your own images, and the recipe lines that use them
   ldmkit plugins list                 what is installed: conditioners, denoisers, losses, data sources ...
 
 `ldmkit --help` lists every command, `ldmkit COMMAND --help` explains one.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldmkit.conditioning import Conditioner
+    from ldmkit.data import Source
     from ldmkit.denoiser import Denoiser
     from ldmkit.plugins import Registry
     from ldmkit.plugins.catalog import Catalog
@@ -16,11 +17,16 @@ SAMPLES = 4
 
 
 def examine(
-    registry: Registry, name: str, options: Mapping[str, Any], data: str, fields: Mapping[str, str]
+    registry: Registry,
+    name: str,
+    options: Mapping[str, Any],
+    data: Mapping[str, Any],
+    fields: Mapping[str, str],
 ) -> str | None:
     """What is wrong with the conditioner or the denoiser `name`, in words, or None.
 
-    `options` are given to its constructor, after a conditioner's `fit` has seen the data; `fields`: its fields -> the data's.
+    `options` are given to its constructor, after a conditioner's `fit` has seen the data; `data` is the type of a data source and
+    its options, as in a recipe; `fields` maps a conditioner's fields to those of the data.
     """
     if name in registry.denoisers and name not in registry.conditioners:
         return _denoiser(registry.denoisers.load(name), options)
@@ -38,25 +44,52 @@ def _denoiser(kind: type[Denoiser], options: Mapping[str, Any]) -> str | None:
 
 
 def _conditioner(
-    registry: Registry, name: str, options: Mapping[str, Any], data: str, fields: Mapping[str, str]
+    registry: Registry, name: str, options: Mapping[str, Any], data: Mapping[str, Any], fields: Mapping[str, str]
 ) -> str | None:
+    from ldmkit.conditioning import fitted
     from ldmkit.conditioning.checks import called
     from ldmkit.data import Dataset
     from ldmkit.testing import ContractError, check_conditioner
 
     kind = registry.conditioners.load(name)
-    source = registry.data_sources.load(data)().split("train")
+    source = _source(registry, data).split("train")
+    info = source.info().fields
+    known = {field: info[fields.get(field, field)] for field in kind.reads if fields.get(field, field) in info}
     aligned = frozenset(fields.get(field, field) for field in kind.aligned)
     dataset = Dataset(source, size=SIZE, aligned=aligned)
-    samples = [_renamed(dataset.sample(index), kind.reads, fields) for index in range(SAMPLES)]
+    samples = [
+        _renamed(dataset.sample(index), kind.reads, fields) for index in range(min(SAMPLES, dataset.count or SAMPLES))
+    ]
     who = f"the conditioner '{name}' of {registry.conditioners.entry(name).origin}"
-    learned = called(who, "fit", lambda: kind.fit(dict(options), _first(source, kind.reads, fields)))
+    learned = called(who, "fit", lambda: fitted(kind, dict(options), _first(source, kind.reads, fields), known))
     conditioner = made(registry.conditioners, kind, {**learned, **options})
+    conditioner.known_fields = known
     try:
         check_conditioner(conditioner, samples[0], others=samples[1:])
     except ContractError as error:
         return str(error)
     return None
+
+
+def _source(registry: Registry, data: Mapping[str, Any]) -> Source:
+    """The data source of this type with these options. Raises UsageError for options it does not take."""
+    from pydantic import ValidationError
+
+    from ldmkit.errors import UsageError
+    from ldmkit.messages import problems_of
+
+    kind = registry.data_sources.load(data["type"])
+    model = registry.data_sources.options_of(kind)
+    given = {key: value for key, value in data.items() if key in model.names()}
+    try:
+        made: Source = kind(**model.read(given).arguments())
+    except ValidationError as error:
+        wrong = problems_of(error, given, lambda path: () if path else model.names())
+        raise UsageError(
+            f"the data source {data['type']} cannot be made: " + "; ".join(f"{p.key}: {p.text}" for p in wrong),
+            hint="give what it needs, for example --set data.path=DIR, or a recipe: --recipe FILE",
+        ) from error
+    return made
 
 
 def made(catalog: Catalog, kind: type[Conditioner], options: Mapping[str, Any]) -> Conditioner:
@@ -85,7 +118,7 @@ def made(catalog: Catalog, kind: type[Conditioner], options: Mapping[str, Any]) 
 
 
 def _first(source: Any, reads: tuple[str, ...], fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    for index in range(64):
+    for index in range(min(64, source.info().count or 64)):
         yield _renamed(source[index], reads, fields)
 
 

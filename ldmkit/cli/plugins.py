@@ -134,18 +134,30 @@ def new(name: str, to: str | None, kind: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of its constructor.")
 @click.option("--data", default="scenes", show_default=True, help="The data source that the samples come from.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="data.KEY=VALUE", help="An option of the data: data.path=photos"
+)
+@click.option("--recipe", metavar="FILE", help="Take the data of this recipe.")
 @click.option("--field", "fields", multiple=True, metavar="FIELD=NAME", help="Read the sample's NAME as FIELD.")
 @plugin_files
 @json_option
 def check(
-    name: str, options: tuple[str, ...], data: str, fields: tuple[str, ...], files: tuple[str, ...], as_json: bool
+    name: str,
+    options: tuple[str, ...],
+    data: str,
+    settings: tuple[str, ...],
+    recipe: str | None,
+    fields: tuple[str, ...],
+    files: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Examine a conditioner, on samples of a data source, or a denoiser against its contract."""
     from ldmkit import plugins
     from ldmkit.cli.contract import examine
 
     registry = plugins.load(files=files)
-    problem = examine(registry, name, values(options, "--option"), data, pairs(fields, "--field"))
+    section = _data_section(recipe, data, settings)
+    problem = examine(registry, name, values(options, "--option"), section, pairs(fields, "--field"))
     if as_json:
         echo_json({"name": name, "passed": problem is None, "problem": problem})
     elif problem is None:
@@ -154,6 +166,19 @@ def check(
         from ldmkit.errors import PluginError
 
         raise PluginError(problem)
+
+
+def _data_section(recipe: str | None, type_: str, settings: tuple[str, ...]) -> dict[str, Any]:
+    """The type of a data source, and its options: those of a recipe, and those given with --set."""
+    given = values(settings, "--set")
+    if wrong := [key for key in given if not key.startswith("data.")]:
+        raise click.UsageError(f"--set {wrong[0]}: here it sets the data alone, for example data.path=photos")
+    section: dict[str, Any] = {"type": type_}
+    if recipe is not None:
+        from ldmkit.recipe import load
+
+        section = load(recipe).resolved(redact=False)["data"]
+    return {**section, **{key.removeprefix("data."): value for key, value in given.items()}}
 
 
 def _facts(catalog: Catalog, entry: Entry) -> dict[str, Any]:

@@ -1,18 +1,19 @@
-"""`ldmkit recipe list|copy|check|show|schema`."""
+"""`ldmkit recipe list|copy|new|check|show|schema`."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
 import click
 
-from ldmkit.cli.shared import aside, echo_json, echo_table, json_option, recipe_argument
+from ldmkit.cli.shared import aside, echo_json, echo_table, json_option, plugin_files, recipe_argument
 
 
 @click.group(name="recipe")
 def command() -> None:
-    """List, copy, check and show recipes."""
+    """List, copy, write, check and show recipes."""
 
 
 @command.command(name="list")
@@ -53,6 +54,23 @@ def copy(name: str, to: str | None) -> None:
         raise UsageError(f"there is no directory {target.parent}")
     shutil.copyfile(source, target)
     click.echo(f"{target}\n  ldmkit run {target}")
+
+
+@command.command()
+@click.option("--data", "path", required=True, metavar="PATH", help="The folder of your images.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME", help="A conditioner: text, class ...")
+@click.option("--steps", type=click.IntRange(min=1), help="Of each stage; default 1000 and 2000.")
+@click.option(
+    "--to", metavar="FILE", help="Where to write; default: NAME-OF-THE-FOLDER.yaml here. Nothing is overwritten."
+)
+@plugin_files
+def new(path: str, conditions: tuple[str, ...], steps: int | None, to: str | None, files: tuple[str, ...]) -> None:
+    """Write a recipe of ten lines for a folder of your own."""
+    from ldmkit import plugins
+    from ldmkit.cli.new_recipe import write
+
+    target = write(plugins.load(files=files), path, conditions, to, steps)
+    click.echo(f"{target}\n  ldmkit run {shlex.quote(str(target))}")
 
 
 @command.command()

@@ -30,11 +30,23 @@ if TYPE_CHECKING:
 
 @click.command(name="sample")
 @click.argument("run", metavar="RUN")
-@click.option("-c", "--condition", "conditions", multiple=True, metavar="SLOT=VALUE", help='text="a red circle"')
+@click.option(
+    "-c",
+    "--condition",
+    "conditions",
+    multiple=True,
+    metavar="SLOT=VALUE",
+    help='text="a red circle"; given again, one image each; text=@prompts.txt takes one a line.',
+)
 @click.option(
     "--negative", multiple=True, metavar="SLOT=VALUE", help="What stands in for a slot's null; several with perp-neg."
 )
-@click.option("-n", "--count", type=click.IntRange(min=1), help="How many pictures; default 4.")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(min=1),
+    help="How many images; default 4, or one a condition.",
+)
 @click.option("--guidance", multiple=True, metavar="SCALE", help="A number, SLOT=SCALE, or an expression.")
 @click.option(
     "-g", "--guidance-option", "guidance_options", multiple=True, metavar="NAME=VALUE", help="type=apg, rescale=0.7 ..."
@@ -44,7 +56,8 @@ if TYPE_CHECKING:
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the sampler: eta=1")
 @click.option("--init-image", metavar="FILE", help="A picture to start from, instead of noise alone.")
 @click.option("--strength", type=float, help="How far back to noise it goes, up to 1; default 0.75, with a mask 1.")
-@click.option("--mask", metavar="FILE", help="Of the picture: white is kept, black is painted anew.")
+@click.option("--mask", metavar="FILE", help="Of the picture: white is painted anew, black is kept.")
+@click.option("--keep", metavar="FILE", help="The reverse of --mask: white is kept.")
 @click.option(
     "--progress", type=click.IntRange(min=2), metavar="N", help="N pictures of the way there, in progress.png."
 )
@@ -77,6 +90,7 @@ def command(
     init_image: str | None,
     strength: float | None,
     mask: str | None,
+    keep: str | None,
     progress: int | None,
     seed: int,
     size: str | None,
@@ -96,12 +110,14 @@ def command(
     What is left out is as the model was trained and saved: its sampler, its steps, its guidance, its size. A run that has not
     come to its end gives its newest checkpoint.
     """
-    given, against = pairs(conditions, "--condition"), negatives(negative)
+    given, against = conditions_of(conditions), negatives(negative)
     scale, pixels, own = guidance_of(guidance), size_of(size), sampler_options(options)
     method = values(guidance_options, "--guidance-option")
     more: dict[str, Any] = {"guidance_options": method or None, "image": init_image, "strength": strength, "mask": mask}
+    more["keep"] = keep
 
     from ldmkit import plugins
+    from ldmkit.cli.sample_files import PROGRESS, Facts, write
     from ldmkit.runs.loading import load
     from ldmkit.training.runtime import resolve
 
@@ -138,10 +154,11 @@ def command(
         aside(
             f"no condition was given, so nothing is asked of the images: -c SLOT=VALUE gives one; the slots are {slots}"
         )
+    number = count or max((len(value) for value in given.values() if isinstance(value, list)), default=4)
     more["callback"] = way = Progress(progress) if progress else None
     pictures = model.sample(
         given or None,
-        count=count or 4,
+        count=number,
         size=pixels,
         sampler=sampler,
         steps=steps,
@@ -153,7 +170,9 @@ def command(
     )
     assert isinstance(pictures, list)
     folder = Path(out).expanduser() if out else _next_folder(Path(run))
-    written = _write(pictures, folder, seed, way.sheet(model) if way else None)
+    asked = {"sampler": sampler, "steps": steps, "guidance": scale, "negative": against or None, "options": own or None}
+    facts = Facts(run, model, given, seed, {name: value for name, value in asked.items() if value is not None})
+    written = write(pictures, folder, facts, way.sheet(model) if way else None)
     if as_json:
         found = {"pictures": [str(path) for path in written[1:]], "grid": str(written[0]), "seed": seed}
         echo_json({**found, "progress": str(folder / PROGRESS)} if way else found)
@@ -187,9 +206,6 @@ def image_asked(more: dict[str, Any]) -> bool:
     return any(more[name] is not None for name in ("image", "strength", "mask"))
 
 
-PROGRESS = "progress.png"
-
-
 class Progress:
     """A callback of samplers that keeps the x_0 predicted on the way: about `count` of them, evenly, the last one included."""
 
@@ -213,6 +229,31 @@ class Progress:
         return sheet([picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns))
 
 
+def conditions_of(texts: Sequence[str]) -> dict[str, str | list[str]]:
+    """Slot -> its value, or its values, one an image: a slot that is given again, or ``@FILE`` with one a line."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        ((slot, value),) = pairs([text], "--condition").items()
+        found.setdefault(slot, []).extend(lines_of(value[1:]) if value.startswith("@") else [value])
+    return {slot: several if len(several) > 1 else several[0] for slot, several in found.items()}
+
+
+def lines_of(file: str) -> list[str]:
+    """The lines of a text file that are not empty. Raises UsageError where there are none."""
+    from ldmkit.errors import UsageError
+
+    try:
+        lines = Path(file).expanduser().read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"@{file} cannot be read: {error}", hint="a text file in UTF-8, with one value a line"
+        ) from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UsageError(f"@{file} is empty", hint="write one value a line")
+    return found
+
+
 def negatives(texts: Sequence[str]) -> dict[str, str] | list[dict[str, str]]:
     """One mapping; a slot that is named again begins another one."""
     found: list[dict[str, str]] = []
@@ -232,30 +273,3 @@ def _next_folder(run: Path) -> Path:
     while (parent / f"{number:03d}").exists():
         number += 1
     return parent / f"{number:03d}"
-
-
-def _write(pictures: Sequence[Image], folder: Path, seed: int, way: Image | None = None) -> list[Path]:
-    """The grid, then one PNG a picture, named by its seed; beside them the way there.
-
-    Raises ResourceError where that cannot be written.
-    """
-    from ldmkit.errors import ResourceError, UsageError
-    from ldmkit.latent_diffusion import sheet
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if there := sorted(path.name for path in folder.glob("*.png")):
-            raise UsageError(
-                f"{folder} has images already ({', '.join(there[:3])}); nothing is overwritten",
-                hint="choose another --out DIR",
-            )
-        paths = [folder / "grid.png", *(folder / f"seed-{seed + row:05d}.png" for row in range(len(pictures)))]
-        for path, picture in zip(paths, [sheet(pictures), *pictures], strict=True):
-            picture.save(path)
-        if way is not None:
-            way.save(folder / PROGRESS)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write to {folder}: {error.strerror or error}", hint="choose another place: --out DIR"
-        ) from error
-    return paths

@@ -1,6 +1,6 @@
 """The seam: a conditioning modality is a plugin that implements `Conditioner`; `ConditionerSet` does what is the same for all."""
 
-from ldmkit.conditioning.conditioner import RESERVED, Conditioner, as_tensor
+from ldmkit.conditioning.conditioner import RESERVED, Conditioner, as_tensor, fitted
 from ldmkit.conditioning.conditioner_set import ConditionerSet
 from ldmkit.conditioning.dropout import Dropout, Subset
 from ldmkit.conditioning.stored_null import StoredNull
@@ -34,5 +34,6 @@ __all__ = [
     "Values",
     "as_tensor",
     "concatenate",
+    "fitted",
     "pad_stack",
 ]

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
+from PIL import Image as Images
 from torch import Generator, Tensor, nn
 from torch.utils.data import default_collate
 
 from ldmkit.conditioning.types import Canvas, Conditioning, ForeignStage, Ports, Tensors
 from ldmkit.errors import UsageError
+from ldmkit.fields import NO_FIELDS, Fields
+from ldmkit.images.pixels import to_pixels, to_tensor
+from ldmkit.images.reader import UNKNOWN, read_field
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MANY = (str, os.PathLike, Images.Image, np.ndarray, Tensor, Mapping)  # what a list holds one of an image
 RESERVED = (
     "type",
     "fields",
@@ -25,6 +33,7 @@ RESERVED = (
     "lr",
     "weight_decay",
     "freeze",
+    "known",
 )  # a slot's own keys: no constructor may use them
 
 
@@ -62,6 +71,7 @@ class Conditioner(nn.Module, ABC):
     aligned: ClassVar[tuple[str, ...]] = ()
     emits: Ports
     frozen: tuple[str, ...] = ()  # in eval mode, without gradient, in neither optimizer nor EMA
+    known_fields: Fields = NO_FIELDS
     options: Mapping[str, Any]
 
     def __new__(cls, **options: Any) -> Self:
@@ -72,8 +82,14 @@ class Conditioner(nn.Module, ABC):
     # before training: on the class, no weights
 
     @classmethod
-    def fit(cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Constructor options learned from data (class list, vocabulary): JSON values; a value the recipe gives wins."""
+    def fit(
+        cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], fields: Fields = NO_FIELDS
+    ) -> Mapping[str, Any]:
+        """Constructor options learned from data (class list, vocabulary): JSON values; a value the recipe gives wins.
+
+        `fields` is what the data source knows of each field in `reads` (`ldmkit.data.Field`: kind, classes, names, palette,
+        ignored number, range). The form without `fields` is still called.
+        """
         return {}
 
     def load_pretrained(self) -> None:
@@ -93,22 +109,39 @@ class Conditioner(nn.Module, ABC):
         """ONE value a person gave (str from the command line, PIL, array, tensor) -> what `prepare` returns.
 
         `size` is the (h, w) in pixels of the image to be made. Default: the value stands for the one field in `reads`; a
-        conditioner of several fields takes a mapping.
+        conditioner of several fields takes a mapping, or a JSON object. Each field is read as the data source reads its own
+        (`ldmkit.images.read_field`, told by `known_fields`): an image by its path, a class by its name.
         """
-        if len(self.reads) == 1:
-            return self.prepare({self.reads[0]: value})
-        if isinstance(value, Mapping) and set(value) == set(self.reads):
-            return self.prepare(value)
-        raise UsageError(
-            f"{type(self).__name__} reads {', '.join(self.reads)} and was given {type(value).__name__}",
-            hint="give a mapping with these fields",
+        values = {self.reads[0]: value} if len(self.reads) == 1 else self._several(value)
+        return self.prepare(
+            {
+                name: read_field(one, self.known_fields.get(name, UNKNOWN), size, aligned=name in self.aligned)
+                for name, one in values.items()
+            }
         )
 
-    def is_one_value(self, value: Sequence[Any] | np.ndarray) -> bool:
-        """Whether a list, a tuple or a numpy array of one dimension is ONE value of this modality (token ids, boxes), and not
-        one value an image. Default: it never is.
+    def many(self, value: list[Any] | tuple[Any, ...]) -> bool:
+        """Whether a list that a person gave holds one value an image; False where it is one value itself.
+
+        Default: a list of texts, paths, images, arrays or mappings holds many; numbers, and lists of them, are one value.
         """
-        return False
+        return all(one is None or isinstance(one, MANY) for one in value)
+
+    def _several(self, value: Any) -> Mapping[str, Any]:
+        """A value for each field in `reads`."""
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise UsageError(f"{value!r:.80} is no JSON: {error}") from error
+        if isinstance(value, Mapping) and set(value) == set(self.reads):
+            return value
+        example = ", ".join(f'"{name}": ...' for name in self.reads)
+        given = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise UsageError(
+            f"{type(self).__name__} reads {', '.join(self.reads)} and was given {given}",
+            hint=f"give a mapping with these fields, or JSON: {{{example}}}",
+        )
 
     def collate(self, prepared: list[Tensors]) -> Tensors:
         """What `prepare` returned for each row -> one batch. Default: `default_collate`; for different lengths, `pad_stack`."""
@@ -178,8 +211,20 @@ def as_tensor(value: Any) -> Tensor:
     """A field as a CPU tensor: numbers and arrays as they are, pictures as float (c, h, w) in [-1, 1]."""
     if isinstance(value, Tensor):
         return value
-    if hasattr(value, "convert"):  # a PIL image; Pillow is not imported for this
-        pixels = np.array(value.convert("L" if value.mode in ("1", "L") else "RGB"))
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
+    if isinstance(value, Images.Image):
+        return to_tensor(to_pixels(value, 1 if value.mode in ("1", "L") else 3))
     return torch.as_tensor(value)
+
+
+def fitted(
+    kind: type[Conditioner],
+    options: Mapping[str, Any],
+    samples: Iterable[Mapping[str, Any]],
+    fields: Fields,
+) -> Mapping[str, Any]:
+    """`kind.fit`, also of a plugin that was written before it took `fields`."""
+    parameters = inspect.signature(kind.fit).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) > 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return kind.fit(options, samples, fields)
+    return kind.fit(options, samples)

@@ -19,10 +19,10 @@ Prepared = list[dict[str, Tensors | None]]
 def rows(values: Values, count: int | None, conditioners: ConditionerSet | None = None) -> list[Mapping[str, Any]]:
     """One mapping slot -> value an image.
 
-    `values` is a sequence of such mappings, one an image, or one mapping. In one mapping, a `torch.Tensor` is a batch with its
-    rows in the first dimension, and so is a list, a tuple or a numpy array of one dimension, unless the slot's conditioner says
-    that it is one value (`Conditioner.is_one_value`); anything else is one person's value, repeated `count` times (default 1).
-    Raises `UsageError` where the numbers of rows differ.
+    `values` is a sequence of such mappings, one an image, or one mapping, in which a `torch.Tensor` is a batch with its rows
+    in the first dimension; a list, a tuple or a numpy array that holds many values (`Conditioner.many`) has one an image;
+    anything else is one value, repeated `count` times (default 1). Where lists have fewer values than `count` images, they are
+    taken again from the beginning, if `count` is a multiple. Raises `UsageError` where the numbers of rows differ.
     """
     if values is None:
         return [{} for _ in range(_count(count, None, "nothing"))]
@@ -35,22 +35,34 @@ def rows(values: Values, count: int | None, conditioners: ConditionerSet | None 
             )
         _count(count, len(values), "values")
         return list(values)
-    lengths = {slot: len(value) for slot, value in values.items() if _is_several(slot, value, conditioners)}
+    lengths = {slot: n for slot, value in values.items() if (n := _length(slot, value, conditioners)) is not None}
     if len(set(lengths.values())) > 1:
         raise UsageError(
-            f"the values of {', '.join(lengths)} have {', '.join(map(str, lengths.values()))} rows; give as many of each"
+            f"the values of {', '.join(lengths)} are {', '.join(map(str, lengths.values()))}; give as many of each"
         )
-    total = _count(count, next(iter(lengths.values()), None), ", ".join(lengths))
-    return [{slot: value[i] if slot in lengths else value for slot, value in values.items()} for i in range(total)]
+    first = next(iter(lengths.values()), None)
+    lists = first is not None and not any(isinstance(values[slot], Tensor) for slot in lengths)
+    repeated = count if lists and first and count and count % first == 0 else None
+    total = repeated or _count(count, first, ", ".join(lengths))
+    return [
+        {slot: value[i % lengths[slot]] if slot in lengths else value for slot, value in values.items()}
+        for i in range(total)
+    ]
 
 
-def _is_several(slot: str, value: Any, conditioners: ConditionerSet | None) -> bool:
+def _length(slot: str, value: Any, conditioners: ConditionerSet | None) -> int | None:
+    """How many rows a value holds; None for one that stands for every row."""
     if isinstance(value, Tensor):
-        return value.ndim > 0
-    if not (isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)):
-        return False
-    asked = conditioners is not None and slot in conditioners
-    return not (asked and conditioners is not None and conditioners[slot].is_one_value(value))
+        return value.shape[0] if value.ndim else None
+    if isinstance(value, np.ndarray):
+        value = value.tolist() if value.ndim == 1 else None
+    if not isinstance(value, list | tuple):
+        return None
+    if conditioners is None or slot not in conditioners:
+        return len(value)
+    if not value:
+        raise UsageError(f"slot {slot} was given an empty list", hint="leave it out for no condition")
+    return len(value) if conditioners[slot].many(value) else None
 
 
 def _count(count: int | None, given: int | None, what: str) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmkit.data.view import Size
 from ldmkit.errors import DataError
+from ldmkit.images.view import Size
 
 
 def nearest(picture: Size, buckets: Sequence[Size]) -> int:

@@ -8,15 +8,16 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ldmkit.data.jitter import Jitter
-from ldmkit.data.sample import Field, Sample
-from ldmkit.data.source import Crop, Resample
-from ldmkit.data.view import Size, View, draw_view, sizes_differ
+from ldmkit.data.sample import Sample
 from ldmkit.errors import DataError
-from ldmkit.images import to_ids, to_rgb8, to_tensor
+from ldmkit.fields import Field
+from ldmkit.images.pixels import to_ids, to_rgb8, to_tensor
+from ldmkit.images.view import Crop, Resample, Size, View, draw_view, sizes_differ
 from ldmkit.random import generator
 
 
@@ -87,6 +88,20 @@ class CroppedSample:
         ids = array.ndim == 2 and (array.dtype == np.bool_ or np.issubdtype(array.dtype, np.integer))
         return self.view.ids(array) if ids else self.view.numbers(array)
 
+    def loose(self, name: str) -> Any:
+        """A field that does not lie on the image.
+
+        Another image becomes a tensor at its own size, of several captions one is drawn for the view, the rest stays.
+        """
+        value = self.raw[name]
+        if isinstance(value, Image.Image):
+            return to_tensor(_image(value))
+        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+            purpose, position = self.key
+            drawn = torch.randint(len(value), (), generator=generator(self.seed, f"{purpose}/{name}", position))
+            return value[int(drawn)]
+        return value
+
     def _check_size(self, name: str, other: Size) -> None:
         if other != self.view.picture:
             raise sizes_differ(self.view.picture, other, name, self.raw.origin("image"), self.raw.origin(name))
@@ -96,9 +111,3 @@ def _image(value: Any) -> Image.Image:
     """What a source gave for a picture, as "L" or "RGB"."""
     image = value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value))
     return image if image.mode in ("L", "RGB") and not image.has_transparency_data else to_rgb8(image)
-
-
-def loose(raw: Sample, name: str) -> Any:
-    """A field that does not lie on the picture: a reference photograph becomes a tensor at its own size, the rest stays."""
-    value = raw[name]
-    return to_tensor(_image(value)) if isinstance(value, Image.Image) else value

@@ -11,13 +11,15 @@ import pydantic
 from numpy.typing import NDArray
 
 from ldmkit.data import buckets as shapes
-from ldmkit.data.crop import CroppedSample, CropSettings, loose
+from ldmkit.data.crop import CroppedSample, CropSettings
 from ldmkit.data.jitter import Jitter
 from ldmkit.data.order import BucketOrder, Order, ShuffledOrder
-from ldmkit.data.sample import BadSampleError, Field, Problem, Sample
-from ldmkit.data.source import Crop, Resample, Shards, Source
-from ldmkit.data.view import Size
+from ldmkit.data.sample import Problem, Sample
+from ldmkit.data.source import Shards, Source
 from ldmkit.errors import DataError
+from ldmkit.fields import Field
+from ldmkit.images.files import BadSampleError
+from ldmkit.images.view import Crop, Resample, Size
 from ldmkit.plugins.ranges import Above, InRecipe, Portion, Positive
 
 Buckets = Annotated[tuple[tuple[Positive, Positive], ...], pydantic.Field(min_length=1)]
@@ -72,7 +74,8 @@ class Dataset:
         self._check()
         kinds = {name: field.kind for name, field in self.info.fields.items()}
         self._read = aligned  # what will be read for certain; a map that nobody asks for stays on the disk
-        self.aligned = aligned | {name for name, kind in kinds.items() if kind in ("map", "boxes")}
+        lies = {name for name, field in self.info.fields.items() if field.aligned or kinds[name] in ("map", "boxes")}
+        self.aligned = aligned | lies
 
     def _check(self) -> None:
         cutting = self.cutting
@@ -227,5 +230,5 @@ class Dataset:
             elif name in self.aligned:
                 loaders[name] = partial(cut.aligned, name, self.info.fields.get(name, Field("other")))
             else:
-                loaders[name] = partial(loose, raw, name)
+                loaders[name] = partial(cut.loose, name)
         return Sample(loaders, name=raw.name, origins={name: raw.origin(name) for name in raw})

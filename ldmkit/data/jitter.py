@@ -1,4 +1,4 @@
-"""Colours drawn anew for a view: what a few pictures lack. Geometry is `ldmkit.data.view`'s."""
+"""Colours drawn anew for a view: what a few pictures lack. Geometry is `ldmkit.images.view`'s."""
 
 from __future__ import annotations
 

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from ldmkit.errors import DataError
-
-if TYPE_CHECKING:
-    from ldmkit.images import Color
-
-Kind = Literal["image", "map", "label", "text", "boxes", "number", "other"]
+from ldmkit.fields import Field
 
 
 class MissingFieldError(DataError, KeyError):
     """A field that a sample has no key for. (A field whose value is None is there, and absent.)"""
-
-
-class BadSampleError(DataError):
-    """One picture that cannot be used; `path` is its file, `reason` why. The others can still be."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(reason, where=printable(path))
-        self.path, self.reason = path, reason
-
-    def __reduce__(self) -> tuple[type[BadSampleError], tuple[str, str]]:
-        return type(self), (self.path, self.reason)
 
 
 @dataclass(frozen=True)
@@ -36,32 +21,6 @@ class Problem:
     path: str
     reason: str
     skipped: bool = True
-
-
-@dataclass(frozen=True)
-class Field:
-    """What a field of a sample holds, known without decoding it.
-
-    =========  ===========================================================  ==============================
-    kind       in a source's sample                                         in a `Dataset`'s sample
-    =========  ===========================================================  ==============================
-    image      PIL image                                                    float (c, h, w) in [-1, 1]
-    map        PIL image or integer array (h, w) of class ids               int64 (h, w), same ids
-    boxes      rows (class id, left, top, right, bottom), sides in [0, 1]   float (n, 5), cut to the view
-    label      int                                                          int
-    text       str                                                          str
-    number     float                                                        float
-    other      anything; float arrays (h, w) or (c, h, w) can be aligned    as it is; aligned: float (c, h, w)
-    =========  ===========================================================  ==============================
-
-    `classes` counts the ids of labels, maps and boxes; in a map, an id outside [0, classes) means unlabelled (255 by convention).
-    `names` and `palette` (RGB, 0..255) go by id.
-    """
-
-    kind: Kind
-    classes: int | None = None
-    names: tuple[str, ...] | None = None
-    palette: tuple[Color, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +81,3 @@ class Sample(Mapping[str, Any]):
     def origin(self, key: str) -> str:
         """Where a field comes from, for messages."""
         return self._origins.get(key, self.name)
-
-
-def printable(path: str) -> str:
-    """A path that can be written anywhere: bytes that are no UTF-8 become ``\\xNN``."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Literal, TypedDict
 from torch import Tensor
 
 from ldmkit.data.sample import Info, Problem
+from ldmkit.images.view import Crop, Resample
 
 Part = Literal["train", "validation"]
-Crop = Literal["center", "random"]
-Resample = Literal["bicubic", "area"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,10 @@ class Source(ABC):
     @abstractmethod
     def split(self, part: Part) -> Source:
         """The samples to train on, or those held out; no picture is in both."""
+
+    def holds_out(self) -> bool:
+        """Whether ``split("validation")`` has samples. Where it has none, the training samples stand in, and that is said."""
+        return True
 
     def shards(self) -> Shards | None:
         """Runs of samples that are cheap to read together, for the order of an epoch; None: any order is as good."""

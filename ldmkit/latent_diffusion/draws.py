@@ -45,6 +45,8 @@ class Slot:
     origin: Mapping[str, Any] = field(default_factory=dict)
     # Option that `fit` learned from data -> sha256 of its value.
     fitted: Mapping[str, str] = field(default_factory=dict)
+    # Field -> what the data source knows of it.
+    known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def plugin(self) -> str:
@@ -64,7 +66,7 @@ class Slot:
 
     def to_json(self) -> dict[str, Any]:
         """What `config.json` says of the slot."""
-        return {**vars(self), "hash": self.hash}
+        return {**{key: value for key, value in vars(self).items() if key != "known" or value}, "hash": self.hash}
 
     @classmethod
     def read(cls, name: str, described: Mapping[str, Any]) -> Self:

@@ -312,6 +312,7 @@ class LatentDiffusion(nn.Module):
         image: Any = None,
         strength: float | None = None,
         mask: Any = None,
+        keep: Any = None,
         seed: int = 0,
         noise: Tensor | None = None,
         output: Literal["pil", "tensor", "latent"] = "pil",
@@ -338,8 +339,9 @@ class LatentDiffusion(nn.Module):
             image: the picture to start from (`pictures.read`): with `strength` alone it is varied (img2img), with a `mask` a part
                 of it is painted anew.
             strength: in (0, 1], how far back to noise `image` goes; default 0.75, and with a mask all the way.
-            mask: where `image` is kept: 1 (white) keeps, 0 (black) is painted anew (`pictures.read_mask`). ``sampler="repaint"``
+            mask: what of `image` is painted anew: 1 (white) is, 0 (black) is kept (`pictures.read_mask`). ``sampler="repaint"``
                 paints by RePaint, which takes longer and fits the two better.
+            keep: the reverse of `mask`: white is kept.
             seed: row i has the seed `seed + i`, whatever the batch.
             noise: x_T (b, c, h, w), instead of a drawn one; `noise` and `invert` make some.
             output: "pil" images, a "tensor" (b, c, h, w) in [-1, 1], or the scaled "latent".
@@ -360,7 +362,8 @@ class LatentDiffusion(nn.Module):
         prepared, size = user_values.prepare(self.conditioners, given, size, self.size)
         canvas = self.canvas(size)
         start = None if image is None else self._picture(image, canvas.size, len(given))
-        keep = None if mask is None else user_images.read_mask(mask, size=canvas.size, count=len(given)).to(self.device)
+        rest = user_images.kept(mask, keep, size=canvas.size, count=len(given))
+        rest = None if rest is None else rest.to(self.device)
         latents = self.sample_latents(
             self._user_batch(prepared),
             size=size,
@@ -375,16 +378,16 @@ class LatentDiffusion(nn.Module):
             likelihood=likelihood,
             known=None if start is None else self._encoded(start),
             strength=strength,
-            keep=None if keep is None else user_images.on_grid(keep, canvas.grid),
+            keep=None if rest is None else user_images.on_grid(rest, canvas.grid),
             callback=callback,
             options=options,
         )
         if output == "latent":
             return latents
         images = self._decoded(latents)
-        if start is not None and keep is not None:
-            # What was kept is the picture itself, not what the autoencoder makes of it.
-            images = torch.lerp(images, start.to(images.dtype), keep.to(images.dtype))
+        if start is not None and rest is not None:
+            # What was kept is the image itself, not what the autoencoder makes of it.
+            images = torch.lerp(images, start.to(images.dtype), rest.to(images.dtype))
         images = images[..., : size[0], : size[1]]
         if output == "tensor":
             return images

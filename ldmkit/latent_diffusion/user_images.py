@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldmkit.errors import DataError, UsageError
+from ldmkit.errors import UsageError
+from ldmkit.images import image_of
+from ldmkit.images.view import draw_view
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
 
@@ -37,28 +37,47 @@ def read(value: Any, *, size: tuple[int, int], channels: int, count: int) -> Ten
 
     `value`: a tensor (b, c, h, w) or (c, h, w) of that size, in [-1, 1]; or a Pillow image, a path, or a list of them, which
     are made just large enough and cut in the middle. One picture serves all rows.
-    Raises UsageError for another number of them, another size or channels; DataError for a file that cannot be read.
+    Raises UsageError for another number of them, another size or channels; or a file that cannot be read.
     """
     found = _stacked(value, lambda one: _from_pil(one, size, channels))
-    return _checked(found, "pictures", (channels, *size), count)
+    found = _checked(found, "pictures", (channels, *size), count)
+    if float(found.min()) < -1.001 or float(found.max()) > 1.001:
+        raise UsageError(
+            f"a tensor from {float(found.min()):g} to {float(found.max()):g}: images lie in [-1, 1]",
+            hint="0 to 255 becomes x / 127.5 - 1",
+        )
+    return found
 
 
 def read_mask(value: Any, *, size: tuple[int, int], count: int) -> Tensor:
-    """Masks (count, 1, h, w) in [0, 1]: 1 (white) keeps the picture, 0 (black) is painted anew.
+    """Masks (count, 1, h, w) in [0, 1]: 1 (white) is painted anew, 0 (black) keeps the image, as everywhere else.
 
-    `value`: a tensor (b, 1, h, w), (1, h, w) or (h, w); or a Pillow image, a path, or a list of them, cut as the picture is.
+    `value`: a tensor (b, 1, h, w), (1, h, w) or (h, w); or a Pillow image, a path, or a list of them, cut as the image is. A file
+    that holds 0 and 1 alone holds a mask: 1 is white.
     Raises as `read`, and UsageError for values outside [0, 1].
     """
     value = value[None] if isinstance(value, Tensor) and value.ndim == 2 else value
-    if isinstance(value, Tensor):
-        found = _checked(_stacked(value, None), "masks", (1, *size), count)
-    else:
-        found = _checked(_stacked(value, lambda one: (_from_pil(one, size, 1) + 1) / 2), "masks", (1, *size), count)
+    convert = None if isinstance(value, Tensor) else lambda one: _mask_of(one, size)
+    found = _checked(_stacked(value, convert), "masks", (1, *size), count)
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise UsageError(
-            f"a mask from {float(found.min()):g} to {float(found.max()):g}: it lies in [0, 1], 1 keeps and 0 paints anew"
+            f"a mask from {float(found.min()):g} to {float(found.max()):g}: it lies in [0, 1], 1 paints anew and 0 keeps"
         )
     return found
+
+
+def kept(mask: Any, keep: Any, *, size: tuple[int, int], count: int) -> Tensor | None:
+    """Where an image is kept (count, 1, h, w), 1 is all of it: the reverse of `mask`, or `keep` as it is; None without either.
+
+    Raises UsageError for both.
+    """
+    if mask is not None and keep is not None:
+        raise UsageError(
+            "mask and keep both say what is painted anew", hint="give one of them: mask's white is painted"
+        )
+    if keep is not None:
+        return read_mask(keep, size=size, count=count)
+    return None if mask is None else 1 - read_mask(mask, size=size, count=count)
 
 
 def on_grid(mask: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -85,41 +104,17 @@ def _checked(found: Tensor, what: str, shape: tuple[int, ...], count: int) -> Te
     return found.expand(count, *shape)
 
 
-def _from_array(value: np.ndarray) -> Image:
-    """A numpy array as people have pictures: (h, w) or (h, w, c), uint8, or bool for a mask."""
-    from PIL import Image
-
-    pixels = value.astype("uint8") * 255 if value.dtype.kind == "b" else value
-    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    if pixels.dtype.name != "uint8" or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
-        raise UsageError(
-            f"a picture as a numpy array {value.shape} of {value.dtype}: it is (h, w), (h, w, 3) or (h, w, 4) of uint8 in "
-            "0..255, or of bool for a mask",
-            hint="give other numbers as a tensor (c, h, w) in [-1, 1], a mask as one in [0, 1]",
-        )
-    return Image.fromarray(pixels)
-
-
 def _from_pil(value: Any, size: tuple[int, int], channels: int) -> Tensor:
-    """(channels, h, w) in [-1, 1]."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
+    """(channels, h, w) in [-1, 1], cut in the middle as a `Dataset` cuts."""
     if channels not in (1, 3):
-        raise UsageError(f"a picture file has 1 or 3 channels, and this model's have {channels}: give a tensor")
-    if isinstance(value, str | Path):
-        try:
-            with Image.open(Path(value).expanduser()) as opened:
-                value = ImageOps.exif_transpose(opened)
-        except OSError as error:
-            raise DataError(f"the picture {value} cannot be read: {error}") from error
-    if isinstance(value, np.ndarray):
-        value = _from_array(value)
-    if not isinstance(value, Image.Image):
-        raise UsageError(
-            f"a picture is a tensor, a numpy array, a Pillow image or a path, and this is a {type(value).__name__}"
-        )
-    height, width = size
-    cut = ImageOps.fit(value.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(cut, dtype=np.float32)).reshape(height, width, channels)
-    return pixels.permute(2, 0, 1) / 127.5 - 1
+        raise UsageError(f"an image file has 1 or 3 channels, and this model's have {channels}: give a tensor")
+    image = image_of(value, channels=channels)
+    return draw_view((image.height, image.width), size).image(image)
+
+
+def _mask_of(value: Any, size: tuple[int, int]) -> Tensor:
+    """(1, h, w) in [0, 1]."""
+    image = image_of(value, channels=1)
+    if image.getextrema()[1] == 1:
+        image = image.point(lambda level: 255 * level)
+    return (_from_pil(image, size, 1) + 1) / 2

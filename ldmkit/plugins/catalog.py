@@ -87,7 +87,7 @@ class Kind:
 CONDITIONER = Kind(
     "conditioner",
     base="ldmkit.conditioning:Conditioner",
-    reserved=frozenset({"type", "fields", "dropout", "lr", "weight_decay", "freeze"}),
+    reserved=frozenset({"type", "fields", "dropout", "lr", "weight_decay", "freeze", "known"}),
 )
 DATA_SOURCE = Kind(
     "data source",

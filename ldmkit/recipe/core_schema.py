@@ -324,10 +324,14 @@ class FolderSource(Section):
     """Pictures below `path`, in any folder, of any mode; those that cannot be used are listed in `problems` and left out."""
 
     path: Annotated[str, Field(description='the folder. ``train/`` and ``validation/`` in it are what they say; else `validation` decides.')]
-    maps: Annotated[str | None, Field(description='a parallel folder of label maps: the map of ``a/b.jpg`` is ``a/b.png`` there. Field `map`.')] = None
+    split: Annotated[dict[str, str | list[str]] | None, Field(description='which folders in it are trained on and which held out: {train: [a, b], validation: c}.')] = None
+    maps: Annotated[str | None, Field(description='a parallel folder of label maps: the map of ``a/b.jpg`` is ``a/b.png`` there. Field `map`. Or the name of a field of images that are label maps (`mask` for a column `mask_file_name`).')] = None
     map_classes: Annotated[int | None, Field(description='how many classes the maps have; default: counted. 255 means unlabelled.')] = None
     map_colors: Annotated[tuple[tuple[int, int, int], ...] | None, Field(description='for maps painted in colours, the [r, g, b] of each class.')] = None
-    classes: Annotated[tuple[str, ...] | None, Field(description='the class names, in the order of their ids; default: all there are, sorted.')] = None
+    map_values: Annotated[tuple[int, ...] | None, Field(description='for maps painted in other numbers than 0, 1, 2 ..., the number of each class.')] = None
+    map_names: Annotated[tuple[str, ...] | None, Field(description='the names of the classes; default: those of a file ``classes.json`` beside the maps.')] = None
+    aligned: Annotated[tuple[str, ...] | None, Field(description='fields of images that are cropped, mirrored and resized with `image`; default: those of the same size as theirs.')] = None
+    classes: Annotated[tuple[str, ...] | None, Field(description='the class names, in the order of their ids; default: all there are, in natural order (2 before 11).')] = None
     validation: Annotated[float, Field(description='the share held out, by a hash of the file name.')] = 0.1
     background: Annotated[tuple[int, int, int], Field(description='[r, g, b] that shows through transparent pixels.')] = (255, 255, 255)
     value_range: Annotated[tuple[float, float] | None, Field(description='[black, white] of pictures in floats or 32-bit integers, which are refused without it.')] = None

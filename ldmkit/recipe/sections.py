@@ -52,13 +52,17 @@ class Autoencoder(Component):
 
 
 class Slot(Component):
-    """A conditioner in a recipe. Left out, `type` is the slot's name with `_` read as `-`."""
+    """A conditioner in a recipe. Left out, `type` is the slot's name with `_` read as `-`.
+
+    `known` is what the data source knows of each field that is read (kind, classes, names, palette, range); `fit` fills it.
+    """
 
     fields_: dict[str, str] = Field(default_factory=dict, alias="fields")
     dropout: Share = 0.1
     lr: NotNegative | None = None
     weight_decay: NotNegative | None = None
     freeze: bool | Count = False
+    known: dict[str, dict[str, Any]] | None = None
 
 
 class Denoiser(Component):

@@ -30,6 +30,8 @@ PACKAGES = ("ldmkit", "torch", "numpy", "pillow", "safetensors", "lpips", "timm"
 
 # What may change between two starts of one run. Everything else decides what the model is or what it sees.
 FREE = ("train", "autoencoder.train", "sample", "evaluate", "runtime", "name", "schema", "extends", "source")
+# Where the data lie may change too; whether they are the same is told by their content (`ldmkit.training.data_fingerprint`).
+PLACES = ("data.path", "data.maps", "data.checksums")
 FREE_IN_SLOT = ("lr", "weight_decay")
 
 
@@ -47,7 +49,7 @@ class Difference:
         parts = self.key.split(".")
         if parts[0] == "conditioners" and len(parts) >= 3 and parts[2] in FREE_IN_SLOT:
             return True
-        return any(self.key == free or self.key.startswith(f"{free}.") for free in FREE)
+        return self.key in PLACES or any(self.key == free or self.key.startswith(f"{free}.") for free in FREE)
 
     def __str__(self) -> str:
         return f"{self.key}: {_short(self.was)} -> {_short(self.now)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -228,7 +229,9 @@ class _Work:
         try:
             _report(result.path)
         except OSError as error:  # all that matters is on the disk
-            screen.note(f"warning: could not write the report ({error}); `ldmkit report {result.path}` does")
+            screen.note(
+                f"warning: could not write the report ({error}); `ldmkit report {shlex.quote(str(result.path))}` does"
+            )
         self.registry.run_finished(result, None)
         _say_end(screen, result, lines, seconds)
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 from ldmkit import random
-from ldmkit.assembly import build, datasets, extra_losses, fit, learned_options
+from ldmkit.assembly import build, datasets, extra_losses, fit, learned_options, source_of
 from ldmkit.autoencoder import AutoencoderLoss, make_loss
-from ldmkit.data import Dataset
-from ldmkit.errors import DataError
+from ldmkit.data import Dataset, Source
+from ldmkit.errors import DataError, RecipeError
 from ldmkit.evaluation import Results
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.losses import AutoencoderTerm, DiffusionTerm, ExtraLosses
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, Train
 from ldmkit.runs.completion import evaluate_model, save_autoencoder_alone, save_model
-from ldmkit.runs.directory import RunDirectory, learned, longer_first_stage
+from ldmkit.runs.directory import PLACES, RunDirectory, learned, longer_first_stage
 from ldmkit.runs.pretrained import keep_frozen, start_trained
 from ldmkit.runs.previews import Previews
 from ldmkit.runs.summary import announce
@@ -108,9 +108,14 @@ class Stages:
         return BadSamples(self.directory.path, self.console)
 
     @cached_property
+    def source(self) -> Source:
+        """The recipe's data source, made and looked through once."""
+        return source_of(self.recipe, self.registry)
+
+    @cached_property
     def data(self) -> tuple[Dataset, Dataset]:
         """What is trained on, and what is held out; a sample that is the same in every epoch is decoded and cut once."""
-        train, validation = datasets(self.recipe, self.registry)
+        train, validation = datasets(self.recipe, self.registry, source=self.source)
         train.listener = validation.listener = self.bad_samples
         return (
             Remembered(train) if train.finite else train,
@@ -142,6 +147,7 @@ class Stages:
         self.recipe = self._fitted()
         train, validation = self.data
         self._remember_data(train, validation)
+        self.directory.write_recipe(self.recipe.to_yaml())  # a start that is refused has written nothing
         model = self._model()
         folder, runtime = self.directory.path, self.runtime
         self.ranks.decide(lambda: announce(self.console, self.recipe, model, self.data, runtime, folder, self.ranks))
@@ -182,6 +188,8 @@ class Stages:
         def compared() -> tuple[Any, list[int | None]]:
             now = data_fingerprint.take(train, validation)
             begun = self.directory.begun
+            if begun and not self.accept_new_data:
+                self._same_place_or_content(now)
             for line in data_fingerprint.check(self.directory.path, now, accept=self.accept_new_data or not begun):
                 self.console.note(f"  other data: {line}")
             return now["digest"], [train.count, validation.count]
@@ -195,6 +203,19 @@ class Stages:
             )
         self.facts |= {"data": digest}
 
+    def _same_place_or_content(self, now: Mapping[str, Any]) -> None:
+        """Data in another place are taken for the same by their content alone. Raises RecipeError where that is not known."""
+        before = (self.directory.recipe() or {}).get("data") or {}
+        moved = [key for key in PLACES if before.get(key.removeprefix("data.")) != self._place(key)]
+        if moved and not any(now[part]["files"] or now[part]["content"] for part in ("train", "validation")):
+            raise RecipeError(
+                f"{', '.join(moved)} changed, and {self.recipe.data.type} does not tell whether the data there are the same",
+                hint="--accept-new-data goes on with them; --out DIR or --fresh trains anew",
+            )
+
+    def _place(self, key: str) -> Any:
+        return self.recipe.resolved(redact=False)["data"].get(key.removeprefix("data."))
+
     def _fitted(self) -> Recipe:
         """The recipe with what conditioners learn from data; a run that goes on keeps what it learned then."""
         asked = self.recipe
@@ -202,8 +223,7 @@ class Stages:
 
         def found() -> dict[str, Any]:
             known = learned(self.directory.recipe() or {}, asked.resolved(redact=False))
-            fitted.append(fit(self._completed(known), self.registry))
-            self.directory.write_recipe(fitted[0].to_yaml())
+            fitted.append(fit(self._completed(known), self.registry, source=self.source))
             return learned(fitted[0].resolved(redact=False), asked.resolved(redact=False))
 
         known = self.ranks.decide(found)
@@ -215,7 +235,7 @@ class Stages:
         return self.recipe.updated(known) if known else self.recipe
 
     def _model(self) -> LatentDiffusion:
-        model = build(self.recipe, self.registry)
+        model = build(self.recipe, self.registry, source=self.source)
         model.slots |= {name: slot.with_fitted(self.learned.get(name, {})) for name, slot in model.slots.items()}
         # What each conditioner is, for whoever finds a checkpoint alone: origin, options, what `fit` learned, hashes.
         self.facts |= {"conditioners": model.config["conditioners"], "dropout": model.config["dropout"]}

@@ -37,7 +37,7 @@ def announce(
             ("device", describe(runtime) + _processes(recipe, ranks)),
             (
                 "data",
-                f"{recipe.data.type}, {train.size[0]}x{train.size[1]}: {_amount(train)}; held out: {_amount(held_out)}",
+                f"{recipe.data.type}, {train.size[0]}x{train.size[1]}: {_amount(train)}; held out: {_held_out(train, held_out)}",
             ),
             ("autoencoder", f"{recipe.autoencoder.type}, {size(model.autoencoder)}, latents {_latents(model)}"),
             *([] if recipe.alone else _second(model)),
@@ -46,7 +46,14 @@ def announce(
     )
     for text in train.info.notes:
         console.note(f"  data: {text}")
-    for text in [*_few(recipe, train), *_stand_ins(recipe), *_per_rank(recipe, ranks)]:
+    for text in [
+        *_nothing_held_out(train, held_out),
+        *_enlarged(train),
+        *_idle(recipe),
+        *_few(recipe, train),
+        *_stand_ins(recipe),
+        *_per_rank(recipe, ranks),
+    ]:
         console.note(f"  note: {text}")
     _check_space(console, model, folder)
     _check_memory(console, recipe, model, runtime, ranks)
@@ -72,6 +79,70 @@ def _amount(data: Dataset) -> str:
     if data.views == 1:
         return f"{pictures} pictures"
     return f"{'fresh' if data.views is None else data.views} views of {pictures} pictures"
+
+
+def _held_out(train: Dataset, held_out: Dataset) -> str:
+    return _amount(held_out) if train.source.holds_out() else "none"
+
+
+def _nothing_held_out(train: Dataset, held_out: Dataset) -> list[str]:
+    if train.source.holds_out():
+        few = held_out.info.count == 1
+        text = (
+            "one image alone is held out: what needs others to compare with (the conditioning gain) cannot be measured"
+        )
+        return [text] if few else []
+    return ["no image is held out: the training images stand in, and no figure says anything of new ones"]
+
+
+def _enlarged(data: Dataset) -> list[str]:
+    """Images that are smaller than what is trained on: nothing is learned of the detail they have not."""
+    sizes = data.source.sizes()
+    if sizes is None or data.buckets:
+        return []
+    factors = [max(data.size[0] / height, data.size[1] / width) for height, width in sizes]
+    if not (larger := [factor for factor in factors if factor > 1]):
+        return []
+    much = f", up to {max(larger):.1f} times" if max(larger) > min(larger) else f" {max(larger):.1f} times"
+    return [
+        f"{len(larger)} of {len(sizes)} images are smaller than {data.size[0]}x{data.size[1]} and are enlarged{much}: "
+        "a smaller data.size, or data.smallest, leaves them out"
+    ]
+
+
+def _small_buckets(data: Dataset, batch: int) -> list[str]:
+    """Buckets that cannot fill a batch: their few images are trained on more often than the others."""
+    sizes = [(data.size_of(group[0]), len(group)) for group in data.groups()] if data.buckets else []
+    return [
+        f"the bucket {height}x{width} has {count} views for a batch of {batch}: they are seen {batch / count:.1f} times as often"
+        for (height, width), count in sizes
+        if count < batch
+    ]
+
+
+def _idle(recipe: Recipe) -> list[str]:
+    """Settings that do nothing, or less than they seem."""
+    found = []
+    first = recipe.autoencoder.train
+    loss = recipe.resolved()["autoencoder"].get("loss") or {}
+    game = loss.get("adversarial") if first is not None else None
+    if first is not None and game and game["start"] >= first.steps:
+        found.append(
+            f"autoencoder.loss.adversarial.start is {game['start']}, and the stage has {first.steps} steps: "
+            "the discriminator never starts"
+        )
+    for name, stage in (("autoencoder.train", first), ("train", recipe.train)):
+        if stage is not None and stage.warmup >= stage.steps:
+            found.append(
+                f"{name}.warmup is {stage.warmup}, and the stage has {stage.steps} steps: "
+                "the learning rate never gets to its value"
+            )
+    crop = None if first is None else first.crop
+    if crop is not None and crop > min(recipe.data.shape):
+        found.append(
+            f"autoencoder.train.crop is {crop}, and the images have {min(recipe.data.shape)} pixels: nothing is cropped"
+        )
+    return found
 
 
 def _latents(model: LatentDiffusion) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ldmkit.conditioning import RESERVED, Conditioner, ForeignStage, Ports, checks
+from ldmkit.conditioning import RESERVED, Conditioner, ForeignStage, Ports, checks, fitted
 from ldmkit.errors import LdmkitError, PluginError
+from ldmkit.fields import NO_FIELDS
 from ldmkit.plugins import options
 from ldmkit.testing.subject import Subject, said
 
@@ -67,7 +68,7 @@ def check_fit(subject: Subject) -> None:
     kind = type(subject.conditioner)
     given = recorded_options(subject.conditioner) or {}
     try:
-        learned = kind.fit(given, subject.samples)
+        learned = fitted(kind, given, subject.samples, NO_FIELDS)
     except LdmkitError:
         return  # these samples cannot teach it, and it says so
     except Exception as error:

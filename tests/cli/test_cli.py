@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import click
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -235,6 +237,9 @@ class Model:
     def to(self, device: object) -> Model:
         return self
 
+    sampling: ClassVar[dict[str, object]] = {"sampler": "ddim", "steps": 50, "guidance": 1.0}
+    config: ClassVar[dict[str, object]] = {"size": [64, 64]}
+
     def sample(self, values: object, **options: object) -> list[Image.Image]:
         self.asked = {"values": values, **options}
         return [Image.new("RGB", (8, 6), (row, 0, 0)) for row in range(int(str(options["count"])))]
@@ -263,6 +268,56 @@ def test_sample_writes_a_picture_a_seed_and_a_grid(here, capsys, monkeypatch):
     assert "the slots are text, map" in said
     assert sorted(path.name for path in Path("runs/a/samples").iterdir()) == ["001", "002"]
     assert model.asked["guidance"] is None
+
+
+def test_several_conditions_each_get_an_image_that_says_what_made_it(here, capsys, monkeypatch):
+    model = Model()
+    monkeypatch.setitem(sys.modules, "ldmkit.assembly", SimpleNamespace(load=lambda *_, **__: model))
+    Path("prompts.txt").write_text("\ufeffa red circle\n\na blue square\n", encoding="utf-8")
+    for given in (["-c", "text=@prompts.txt"], ["-c", "text=a red circle", "-c", "text=a blue square"]):
+        assert call("sample", "runs/a", *given, "--seed", "7", "--steps", "3", "--out", "made", "--json") == 0
+        assert model.asked["values"] == {"text": ["a red circle", "a blue square"]}
+        assert model.asked["count"] == 2
+        facts = json.loads(capsys.readouterr().out)
+        rows = [json.loads(line) for line in Path("made/samples.jsonl").read_text("utf-8").splitlines()]
+        assert [(row["file_name"], row["conditions"]["text"], row["seed"], row["steps"]) for row in rows] == [
+            ("seed-00007.png", "a red circle", 7, 3),
+            ("seed-00008.png", "a blue square", 8, 3),
+        ]
+        with Image.open(facts["pictures"][1]) as image:
+            assert json.loads(image.text["ldmkit"]) == {k: v for k, v in rows[1].items() if k != "file_name"}
+    Path("empty.txt").write_text("\n")
+    assert call("sample", "runs/a", "-c", "text=@empty.txt") == 2
+    assert "write one value a line" in capsys.readouterr().err
+
+
+def test_data_check_and_a_new_recipe(here, capsys):
+    folder = Path("my photos")
+    for number in range(6):
+        (folder / "cat").mkdir(parents=True, exist_ok=True)
+        (folder / "dog").mkdir(exist_ok=True)
+        kind = "cat" if number % 2 else "dog"
+        noise = np.random.default_rng(number).integers(0, 255, (40, 44, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / kind / f"{number}.png")
+    Image.fromarray(noise).save(folder / "cat" / "again.png")
+    assert call("data", "check", "my photos", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert sum(part["count"] for part in facts["parts"].values()) == 7
+    assert facts["fields"]["label"]["names"] == ["cat", "dog"]
+    assert facts["sizes"]["shorter_side"] == {"least": 40, "median": 40, "most": 40}
+    assert facts["near_duplicates"] == [["cat/5.png", "cat/again.png"]] or len(facts["near_duplicates"]) == 1
+    assert facts["recipe"]["data"] == {"type": "folder", "path": "my photos", "size": 32}
+    assert call("data", "check", "my photos") == 0
+    printed = capsys.readouterr().out
+    assert 'data: {type: folder, path: "my photos", size: 32}' in printed
+    assert "ldmkit recipe new --data 'my photos'" in printed
+    assert call("recipe", "new", "--data", "my photos", "--condition", "class", "--to", "mine.yaml") == 0
+    assert call("recipe", "check", "mine.yaml", "--components") == 0
+    assert len([line for line in Path("mine.yaml").read_text().splitlines() if not line.startswith("#")]) <= 10
+    assert call("recipe", "new", "--data", "my photos", "--to", "mine.yaml") == 2
+    capsys.readouterr()
+    assert call("recipe", "new", "--data", "my photos", "--condition", "text", "--to", "other.yaml") == 2
+    assert "text reads caption, and the data have image, file_name, label" in capsys.readouterr().err
 
 
 def test_sample_by_every_way_of_guidance_and_from_a_picture(here, capsys, monkeypatch):

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from ldmkit.data import Dataset
-from ldmkit.data.sources.folder.image_files import ORIENTATION
 from ldmkit.data.sources.folder.source import FolderSource
 from ldmkit.errors import DataError
+from ldmkit.images.files import ORIENTATION
 
 
 def picture(
@@ -297,7 +297,8 @@ def test_a_single_picture_cannot_be_split(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     source = FolderSource(path=str(tmp_path))
     assert names(source.split("train")) == ["a.png"]
-    with pytest.raises(DataError, match="none of the 1 pictures is left for validation"):
+    assert not source.holds_out()
+    with pytest.raises(DataError, match="none of the 1 images is left for validation"):
         source.split("validation")
 
 
@@ -395,7 +396,11 @@ def test_maps_may_lie_inside_the_folder(tmp_path: Path) -> None:
             {},
             r"36 x 40 pixels \(h x w\) and its map 36 x 41(?s:.*)images/0.png(?s:.*)maps/0.png",
         ),
-        (np.zeros((36, 40, 3), np.uint8), {}, r"picture of mode RGB; its first pixel is \(0, 0, 0\)(?s:.*)map_colors"),
+        (
+            np.full((36, 40, 3), (9, 0, 0), np.uint8),
+            {},
+            r"picture of mode RGB; its first pixel is \(9, 0, 0\)(?s:.*)data.map_colors: \[\[9, 0, 0\]\]",
+        ),
         (
             np.zeros((36, 40, 3), np.uint8),
             {"map_colors": ((1, 1, 1),)},
@@ -420,7 +425,7 @@ def test_maps_in_colours(tmp_path: Path) -> None:
 
 def test_no_map_at_all(tmp_path: Path) -> None:
     images = one(tmp_path)
-    with pytest.raises(DataError, match="none of the 2 pictures has a label map"):
+    with pytest.raises(DataError, match="none of the 2 images has a label map"):
         FolderSource(path=str(images), maps=str(maps(tmp_path, np.zeros((36, 40), np.uint8), "other.png")))
     with pytest.raises(DataError, match="no such folder of label maps"):
         FolderSource(path=str(images), maps=str(tmp_path / "nowhere"))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmkit.data.sources.folder.image_files import ORIENTATION
 from ldmkit.errors import DataError
-from ldmkit.images import to_ids, to_rgb8, upright
+from ldmkit.images.files import ORIENTATION
+from ldmkit.images.pixels import to_ids, to_rgb8, upright
 
 RED = (200, 30, 40)
 

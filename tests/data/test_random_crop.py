@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-
 from ldmkit.data.view import View, draw_view
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from ldmkit.data import BadSampleError, Dataset, Field, Info, MissingFieldError, Sample, Source
-from ldmkit.data.view import View, draw_view
 from ldmkit.errors import DataError
-from ldmkit.images import area_resized
+from ldmkit.images.pixels import area_resized
+from ldmkit.images.view import View, draw_view
 from ldmkit.random import generator
 
 

@@ -24,7 +24,7 @@ def test_every_name_is_one_of_the_seam():
     from ldmkit import Canvas, Conditioner, ForeignStage
 
     text = PAGE.read_text("utf-8")
-    for name in ("output_size", "from_foreign", "weightless", "is_one_value", "prepare", "from_user"):
+    for name in ("output_size", "from_foreign", "weightless", "many", "prepare", "from_user"):
         assert name in text
         assert callable(getattr(Conditioner, name))
     for kind in (Canvas, ForeignStage):

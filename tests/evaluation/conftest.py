@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ldmkit.autoencoder import Posterior
 from ldmkit.conditioning import Batch, Conditioner, ConditionerSet, Conditioning, Ports
-from ldmkit.data.sample import Field, Info
+from ldmkit.data.sample import Info
 from ldmkit.data.source import Judge, Source
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.images import to_pil, to_tensor
 from ldmkit.evaluation.results import Figure, Picture, Results
+from ldmkit.fields import Field
 from ldmkit.random import generator
 
 SIDE = 32

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldmkit import samplers
 from ldmkit.autoencoder import make
-from ldmkit.errors import DataError, DivergedError, UsageError
+from ldmkit.errors import DivergedError, UsageError
 from ldmkit.latent_diffusion import sampling, user_images
 from ldmkit.random import sample_generators
 
@@ -82,10 +82,10 @@ def test_one_picture_serves_all_rows_and_pictures_count_themselves(model, image)
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "ddpm", "repaint"])
 def test_a_mask_keeps_the_picture_and_paints_the_rest_anew(model, image, sampler):
     settings = {"steps": 5, "sampler": sampler, "output": "tensor", "count": 2}
-    found = model.sample(VALUES, image=image, mask=left_half(), **settings)
+    found = model.sample(VALUES, image=image, keep=left_half(), **settings)
     assert torch.equal(found[..., :3], image[..., :3])
     assert float((found[..., 3:] - image[..., 3:]).abs().mean()) > 0.2
-    latent = model.sample(VALUES, image=image, mask=left_half(), **{**settings, "output": "latent"})
+    latent = model.sample(VALUES, image=image, keep=left_half(), **{**settings, "output": "latent"})
     torch.testing.assert_close(latent[..., :3], image[..., :3], rtol=1e-5, atol=1e-5)
 
 
@@ -96,13 +96,21 @@ def test_repaint_is_the_function_of_that_name(model, image):
         generators=_after_the_noise(0, 2, image.shape[1:]),
     )  # fmt: skip
     settings = {"steps": 6, "sampler": "repaint", "jump": 2, "resample": 3, "output": "latent", "count": 2}
-    found = model.sample(VALUES, image=image, mask=mask, **settings)
+    found = model.sample(VALUES, image=image, keep=mask, **settings)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_white_is_painted_anew(model, image):
+    """The convention of everybody else; `keep` is the reverse."""
+    settings = {"image": image, "steps": 3, "output": "tensor", "count": 2}
+    found = model.sample(VALUES, mask=1 - left_half(), **settings)
+    assert torch.equal(found, model.sample(VALUES, keep=left_half(), **settings))
+    assert torch.equal(found[..., :3], image[..., :3])
 
 
 def test_a_mask_and_a_strength_together(model, image):
     model.denoiser.calls.clear()
-    found = model.sample(VALUES, image=image, mask=left_half(), strength=0.5, steps=10, output="tensor", count=2)
+    found = model.sample(VALUES, image=image, keep=left_half(), strength=0.5, steps=10, output="tensor", count=2)
     assert len(model.denoiser.calls) == 5
     assert torch.equal(found[..., :3], image[..., :3])
 
@@ -118,7 +126,7 @@ def test_a_latent_pixel_is_kept_as_far_as_all_it_stands_for():
     ("settings", "message"),
     [
         ({"strength": 0.5}, "strength 0.5 is of a picture to start from, and none was given"),
-        ({"mask": left_half()}, "a mask needs a picture"),
+        ({"keep": left_half()}, "a mask needs a picture"),
         ({"sampler": "repaint"}, "the sampler repaint needs a picture and a mask"),
         ({"image": torch.zeros(1, 3, 4, 5)}, r"pictures of shape \(1, 3, 4, 5\)"),
         ({"image": torch.zeros(1, 1, 4, 6)}, r"pictures of shape \(1, 1, 4, 6\)"),
@@ -126,8 +134,10 @@ def test_a_latent_pixel_is_kept_as_far_as_all_it_stands_for():
         ({"image": torch.zeros(1, 3, 4, 6), "strength": 1.5}, "strength 1.5: above 0"),
         ({"image": torch.zeros(1, 3, 4, 6), "strength": 0.01}, "leaves no step to take"),
         ({"image": torch.zeros(1, 3, 4, 6), "mask": torch.zeros(3, 6)}, "masks of shape"),
-        ({"image": torch.zeros(1, 3, 4, 6), "mask": 2 * left_half()}, "1 keeps and 0 paints anew"),
-        ({"image": 3}, "this is a int"),
+        ({"image": torch.zeros(1, 3, 4, 6), "mask": 2 * left_half()}, "1 paints anew and 0 keeps"),
+        ({"image": 3}, "not int"),
+        ({"image": torch.full((1, 3, 4, 6), 255.0)}, r"a tensor from 255 to 255: images lie in"),
+        ({"image": torch.zeros(1, 3, 4, 6), "mask": left_half(), "keep": left_half()}, "mask and keep both"),
         ({"image": []}, "no picture was given"),
         ({"noise": torch.zeros(1, 3, 4, 4)}, "noise of shape"),
         ({"sampler": "ddin"}, "no sampler is called 'ddin'"),
@@ -163,9 +173,11 @@ def test_pictures_from_files(tmp_path):
     assert user_images.read(str(tmp_path / "wide.png"), size=(4, 6), channels=1, count=1).shape == (1, 1, 4, 6)
     mask = user_images.read_mask(Image.fromarray(255 * (wide[..., 0] > 0).astype(np.uint8)), size=(4, 12), count=1)
     assert mask[0, 0, 0].tolist() == [0] * 3 + [1] * 6 + [0] * 3
+    ones = Image.fromarray((wide[..., 0] > 0).astype(np.uint8))
+    assert torch.equal(user_images.read_mask(ones, size=(4, 12), count=1), mask), "0 and 1 are black and white"
     (tmp_path / "no.png").write_text("no")
     for missing in ("no.png", "none.png"):
-        with pytest.raises(DataError, match=missing):
+        with pytest.raises(UsageError, match=missing):
             user_images.read(tmp_path / missing, size=(4, 6), channels=3, count=1)
     with pytest.raises(UsageError, match="give a tensor"):
         user_images.read(tmp_path / "wide.png", size=(4, 6), channels=5, count=1)
@@ -210,10 +222,10 @@ def test_the_scale_of_the_latents_is_minded(linear, image):
     model = linear()
     model.autoencoder = make("identity")
     model.autoencoder.latent_scale.fill_(0.25)
-    latent = model.sample(VALUES, image=image, mask=torch.ones(4, 6), steps=2, output="latent", count=2)
+    latent = model.sample(VALUES, image=image, keep=torch.ones(4, 6), steps=2, output="latent", count=2)
     torch.testing.assert_close(latent, 0.25 * image)
     torch.testing.assert_close(
-        model.sample(VALUES, image=image, mask=torch.ones(4, 6), steps=2, output="tensor", count=2), image
+        model.sample(VALUES, image=image, keep=torch.ones(4, 6), steps=2, output="tensor", count=2), image
     )
 
 

@@ -77,3 +77,37 @@ def test_batches_that_are_larger_than_the_data(said: Callable[..., str]) -> None
 def test_this_systems_memory() -> None:
     free = summary._free(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
+
+
+def test_settings_that_do_nothing_are_said(said: Callable[..., str]) -> None:
+    text = said(
+        train__warmup=1000,
+        autoencoder__train__crop=48,
+        autoencoder__loss={"perceptual": None, "adversarial": {"start": 900, "layers": 1, "channels": 8}},
+    )
+    assert "autoencoder.loss.adversarial.start is 900, and the stage has" in text
+    assert "the discriminator never starts" in text
+    assert "train.warmup is 1000, and the stage has" in text
+    assert "autoencoder.train.crop is 48, and the images have 32 pixels: nothing is cropped" in text
+    assert "never" not in said()
+
+
+def test_images_that_are_enlarged_and_none_held_out_are_said(tmp_path: Path) -> None:
+    """The numbers of a folder of two sizes: 3 of 8 images lack pixels."""
+    from PIL import Image
+
+    from ldmkit.data import Dataset
+    from ldmkit.data.sources.folder.source import FolderSource
+
+    for number in range(8):
+        Image.new("RGB", (64, 64) if number % 3 else (48, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    data = Dataset(FolderSource(path=str(tmp_path), validation=0.0), size=48)
+    assert summary._enlarged(data) == [
+        "3 of 8 images are smaller than 48x48 and are enlarged 1.2 times: a smaller data.size, or data.smallest, leaves them out"
+    ]
+    Image.new("RGB", (120, 40)).save(tmp_path / "panorama.png")
+    wide = Dataset(FolderSource(path=str(tmp_path), validation=0.0), size=48, buckets=[(64, 64), (32, 96)])
+    assert summary._small_buckets(wide, 4) == [
+        "the bucket 32x96 has 1 views for a batch of 4: they are seen 4.0 times as often"
+    ]
+    assert "no image is held out" in summary._nothing_held_out(data, data)[0]

@@ -241,5 +241,15 @@ def test_a_recipe_may_be_mended_until_something_is_trained(tmp_path):
         directory.write_recipe("data: {type: folder, path: /wrong}\n")
         assert directory.check({"data": {"type": "folder", "path": "/right"}}) == []
         (directory.path / "checkpoints" / "autoencoder").mkdir(parents=True)
-        with pytest.raises(RecipeError, match=r"data\.path"):
-            directory.check({"data": {"type": "folder", "path": "/right"}})
+        with pytest.raises(RecipeError, match=r'data\.type: "folder" -> "photos"'):
+            directory.check({"conditioners": {}, "data": {"type": "photos", "path": "/wrong"}})
+
+
+def test_data_may_lie_elsewhere(tmp_path):
+    """Whether they are the same is told by their content, not by where they are."""
+    with RunDirectory(tmp_path / "run") as directory:
+        directory.write_recipe("data: {type: folder, path: photos/, maps: a}\n")
+        (directory.path / "checkpoints" / "autoencoder").mkdir(parents=True)
+        moved = {"type": "folder", "path": "/moved/photos", "maps": "/moved/a"}
+        changed = directory.check({"conditioners": {}, "data": moved})
+        assert [difference.key for difference in changed] == ["data.path", "data.maps"]

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ldmkit.data.sample import BadSampleError, Field, Kind, printable
-from ldmkit.data.sources.folder.image_files import Limits, read, read_ids
-from ldmkit.data.sources.folder.label_maps import IGNORED
-from ldmkit.data.sources.folder.metadata import clean
+from ldmkit.data.sources.folder.row_fields import clean
 from ldmkit.errors import DataError
-from ldmkit.images import to_ids
+from ldmkit.fields import Field, Kind
+from ldmkit.images.files import BadSampleError, Limits, printable, read, read_ids
+from ldmkit.images.label_map import IGNORED
+from ldmkit.images.pixels import to_ids
 
 PICTURES: tuple[Kind, ...] = ("image", "map")
 

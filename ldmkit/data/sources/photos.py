@@ -11,9 +11,10 @@ from typing import ClassVar
 
 from PIL import Image
 
-from ldmkit.data.sample import Field, Info, Sample
+from ldmkit.data.sample import Info, Sample
 from ldmkit.data.source import Part, Source, ViewOptions
 from ldmkit.errors import DataError
+from ldmkit.fields import Field
 
 
 @dataclass(frozen=True)

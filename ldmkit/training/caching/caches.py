@@ -68,7 +68,10 @@ class Caching:
         if self.recipe.runtime.cache == "off" or not data.finite:
             return None
         seen = self.recipe.train.steps * self.recipe.train.batch
-        if self.automatic and (max(seen, latents.ENOUGH) < len(data) or not latents.fits(model.autoencoder, data)):
+        if self.automatic and max(seen, latents.ENOUGH) < len(data):  # less than an epoch: each would be read once
+            self.console.note(f"latents {seen}/{len(data)}: those that the steps read, encoded then")
+            return None
+        if self.automatic and not latents.fits(model.autoencoder, data):
             return None
         return latents.build(
             model.autoencoder,

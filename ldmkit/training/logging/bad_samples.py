@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldmkit.data import Problem
-from ldmkit.data.sample import printable
+from ldmkit.images.files import printable
 from ldmkit.training.logging.console import Console
 
 FILE = "bad_samples.jsonl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, Self
 
@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.data import NO_FIELDS, Field, Fields
 from ldmkit.errors import CheckpointError, DataError, LdmkitError, RecipeError, UsageError
 
 
@@ -47,10 +48,20 @@ class ClassConditioner(Conditioner):
         self.embedding = nn.Embedding(self.count + 1, width)
 
     @classmethod
-    def fit(cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """`classes` from the labels: sorted names, or for numbers the largest one plus one."""
-        if options.get("classes") is not None:
+    def fit(
+        cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], fields: Fields = NO_FIELDS
+    ) -> Mapping[str, Any]:
+        """`classes` from what the source knows (names, in the order of their ids, or how many); else from the labels.
+
+        Raises:
+            DataError: the recipe's `classes` leave out a class of the data, or no sample has a label.
+        """
+        known = fields.get("label", Field("label"))
+        if (given := options.get("classes")) is not None:
+            _check_known(given, known)
             return {}
+        if known.kind == "label" and known.classes:
+            return {"classes": list(known.names) if known.names else known.classes}
         labels = {_plain(label) for sample in samples if (label := sample["label"]) is not None}
         if not labels:
             raise DataError("no sample has a `label`", hint="choose data with labels, or give `fields: {label: ...}`")
@@ -62,15 +73,39 @@ class ClassConditioner(Conditioner):
         return {"classes": max(labels) + 1}
 
     def prepare(self, sample: Mapping[str, Any], generator: Generator | None = None) -> Tensors:
-        """{"label": () int64}; raises `DataError` for a label that is no class."""
-        return {"label": torch.tensor(self._number(sample["label"], DataError))}
+        """{"label": () int64}; raises `DataError` for a label that is no class.
+
+        Where both the source and the recipe name the classes, a label is matched by its name, whatever its number there.
+        """
+        label, theirs = _plain(sample["label"]), self._source_names
+        if isinstance(label, int) and self.names is not None and theirs is not None and 0 <= label < len(theirs):
+            label = theirs[label]
+        return {"label": torch.tensor(self._number(label, DataError))}
 
     def from_user(self, value: Any, size: tuple[int, int]) -> Tensors:
         """A name, a number, or a number in digits (a name of that spelling goes first)."""
-        known = isinstance(value, str) and self.names is not None and value in self.names
+        names = self._shown_names
+        known = isinstance(value, str) and names is not None and value in names
         if isinstance(value, str) and not known and value.strip().isdecimal():
             value = int(value)
         return {"label": torch.tensor(self._number(value, UsageError))}
+
+    def many(self, value: list[Any] | tuple[Any, ...]) -> bool:
+        """Always: one class is no list."""
+        return True
+
+    @property
+    def _source_names(self) -> tuple[str, ...] | None:
+        known = self.known_fields.get("label")
+        return None if known is None else known.names
+
+    @property
+    def _shown_names(self) -> Sequence[str] | None:
+        """The names of the classes by number: the recipe's, else the source's where it names all."""
+        if self.names is not None:
+            return self.names
+        theirs = self._source_names
+        return theirs if theirs is not None and len(theirs) <= self.count else None
 
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
         """One row of the table for each label."""
@@ -82,8 +117,8 @@ class ClassConditioner(Conditioner):
 
     def preview(self, prepared: Tensors) -> str:
         """The class' name, or its number where it has none."""
-        number = int(prepared["label"])
-        return str(number) if self.names is None else self.names[number]
+        number, names = int(prepared["label"]), self._shown_names
+        return str(number) if names is None or number >= len(names) else names[number]
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:
@@ -114,19 +149,19 @@ class ClassConditioner(Conditioner):
         return Conditioning(tokens=rows[:, None]) if self.port == "tokens" else Conditioning(vector=rows)
 
     def _number(self, label: Any, error: type[LdmkitError]) -> int:
-        label = _plain(label)
-        if isinstance(label, str) and self.names is not None:
-            if label in self.names:
-                return self.names.index(label)
-            near = difflib.get_close_matches(label, self.names, n=1)
+        label, names = _plain(label), self._shown_names
+        if isinstance(label, str) and names is not None:
+            if label in names:
+                return names.index(label)
+            near = difflib.get_close_matches(label, names, n=1)
             raise error(
-                f"there is no class {label!r}; the {self.count} classes are {_some(self.names)}",
+                f"there is no class {label!r}; the {self.count} classes are {_some(names)}",
                 hint=f"did you mean {near[0]!r}?" if near else None,
             )
         if isinstance(label, int) and 0 <= label < self.count:
             return label
         allowed = f"the number of a class, from 0 to {self.count - 1}"
-        raise error(f"the label {label!r} is not {allowed}" + (", or its name" if self.names else ""))
+        raise error(f"the label {label!r} is not {allowed}" + (", or its name" if names else ""))
 
 
 def _plain(label: Any) -> Any:
@@ -136,6 +171,21 @@ def _plain(label: Any) -> Any:
     return int(float(label)) if isinstance(label, Real) and float(label).is_integer() else label
 
 
+def _check_known(classes: int | list[str], known: Field) -> None:
+    """Raises `DataError` for a class that the data have and the recipe does not."""
+    names = [] if isinstance(classes, int) else classes
+    count = classes if isinstance(classes, int) else len(classes)
+    if names and known.names is not None and (missing := [name for name in known.names if name not in names]):
+        raise DataError(
+            f"the data have the classes {_some(missing)}, and `classes` lists {_some(names)}",
+            hint="add them, or leave `classes` out: it is learned from the data",
+        )
+    if (not names or known.names is None) and known.classes is not None and known.classes > count:
+        raise DataError(
+            f"the data have {known.classes} classes, and `classes` says {count}", hint="leave `classes` out"
+        )
+
+
 def _unique(names: list[str]) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -143,5 +193,5 @@ def _unique(names: list[str]) -> list[str]:
     return list(names)
 
 
-def _some(names: list[str], most: int = 12) -> str:
+def _some(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

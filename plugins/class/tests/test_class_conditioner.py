@@ -13,6 +13,7 @@ import torch
 from ldmkit_class.conditioner import ClassConditioner
 
 from ldmkit.conditioning import Canvas, ForeignStage
+from ldmkit.data import Field
 from ldmkit.errors import CheckpointError, DataError, RecipeError, UsageError
 from ldmkit.testing import check_conditioner
 
@@ -65,6 +66,30 @@ def test_fit_learns_the_classes(labels, expected):
 
 def test_fit_leaves_what_the_recipe_says():
     assert ClassConditioner.fit({"classes": 10}, iter([])) == {}
+
+
+def test_fit_takes_the_names_that_the_source_knows():
+    known = {"label": Field("label", classes=3, names=("bird", "cat", "dog"))}
+    assert ClassConditioner.fit({}, iter([]), known) == {"classes": ["bird", "cat", "dog"]}
+    assert ClassConditioner.fit({}, iter([]), {"label": Field("label", classes=12)}) == {"classes": 12}
+    with pytest.raises(DataError, match="the data have the classes dog, and `classes` lists cat, bird"):
+        ClassConditioner.fit({"classes": ["cat", "bird"]}, iter([]), known)
+    with pytest.raises(DataError, match="the data have 3 classes, and `classes` says 2"):
+        ClassConditioner.fit({"classes": 2}, iter([]), known)
+
+
+def test_names_in_another_order_than_the_sources_mean_the_same_class():
+    conditioner = ClassConditioner(classes=["cat", "dog", "bird"], width=4)
+    conditioner.known_fields = {"label": Field("label", classes=3, names=("bird", "cat", "dog"))}
+    shown = [conditioner.preview(conditioner.prepare({"label": number})) for number in range(3)]
+    assert shown == ["bird", "cat", "dog"]
+
+
+def test_a_number_of_classes_knows_the_names_of_the_source():
+    conditioner = ClassConditioner(classes=3, width=4)
+    conditioner.known_fields = {"label": Field("label", classes=3, names=("bird", "cat", "dog"))}
+    assert conditioner.from_user("cat", (8, 8))["label"] == 1
+    assert conditioner.preview({"label": torch.tensor(2)}) == "dog"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, LatentSpec, Ports, Tensors
 from ldmkit.errors import DataError, RecipeError
 from ldmkit_low_res.degradation import DEGRADATIONS, RESAMPLING, bicubic
-from ldmkit_low_res.pictures import read_picture, to_pil
+from ldmkit_low_res.pictures import UNKNOWN, read_picture, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,7 +90,7 @@ class LowResConditioner(Conditioner):
 
     def from_user(self, value: Any, size: tuple[int, int]) -> Tensors:
         """A small picture of any size: a path, a PIL image, a uint8 array, or a tensor (c, h, w); it is used as it is."""
-        return self._with_noise(read_picture(value, self.channels), None)
+        return self._with_noise(read_picture(value, self.channels, self.known_fields.get("image", UNKNOWN)), None)
 
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
         """The small pictures, on the latent grid, and with `latent` the latents of their enlargements after them."""

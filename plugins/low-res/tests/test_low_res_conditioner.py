@@ -288,9 +288,9 @@ def test_grey_pictures():
             r"values in \[-1, 1\], a uint8 one 0 to 255; given: torch.float32 from 200 to 200",
         ),
         (torch.full((3, 4, 4), math.nan), "from nan to nan"),
-        (np.zeros((4, 4, 3)), "an array holds uint8; given: float64"),
-        (np.zeros((2, 4, 4, 3), dtype=np.uint8), r"given: \(2, 4, 4, 3\)"),
-        ("/nowhere/small.png", "no picture at /nowhere/small.png"),
+        (np.zeros((4, 4, 3)), "of uint8; given: float64"),
+        (np.zeros((2, 4, 4, 3), dtype=np.uint8), r"of shape \(2, 4, 4, 3\)"),
+        ("/nowhere/small.png", "/nowhere/small.png: the image cannot be read"),
         (7, "not int"),
     ],
 )
@@ -302,7 +302,7 @@ def test_what_is_no_picture_is_refused(value, words):
 def test_a_file_that_is_no_picture(tmp_path):
     path = tmp_path / "small.png"
     path.write_text("no picture")
-    with pytest.raises(UsageError, match="cannot be read as a picture"):
+    with pytest.raises(UsageError, match="the image cannot be read: not a picture"):
         LowResConditioner().from_user(path, (64, 64))
 
 

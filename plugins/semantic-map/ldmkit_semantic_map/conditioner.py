@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.data import NO_FIELDS, Field, Fields
 from ldmkit.errors import CheckpointError, DataError, RecipeError, UsageError
+from ldmkit.images import read_field
 from ldmkit_semantic_map.maps import check_range, distinct_colours, paint, read_ids
 
 if TYPE_CHECKING:
@@ -60,13 +63,26 @@ class SemanticMapConditioner(Conditioner):
         self.absent = nn.Parameter(torch.zeros(channels))
 
     @classmethod
-    def fit(cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """`classes`: as many as the palette has, else the largest number in the maps plus one."""
-        if options.get("classes") is not None:
-            return {}
-        palette, ignore = options.get("palette"), options.get("ignore")
-        if palette is not None:
-            return {"classes": len(palette)}
+    def fit(
+        cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], fields: Fields = NO_FIELDS
+    ) -> Mapping[str, Any]:
+        """`classes`, `ignore` and `palette` from what the source knows; else `classes` from the palette or the maps.
+
+        A class that no training map shows is a class all the same, where the source or the palette knows it. Raises `DataError`
+        where the recipe has fewer classes than the data, or no sample has a map.
+        """
+        known = fields.get("map", Field("map"))
+        palette, ignore, given = options.get("palette"), options.get("ignore"), options.get("classes")
+        classes = given or (len(palette) if palette is not None else None)
+        if known.kind == "map" and known.classes:
+            if classes is not None and known.classes > classes:
+                raise DataError(
+                    f"the maps have {known.classes} classes, and the recipe says {classes}",
+                    hint="leave `classes` and `palette` out: they are learned from the data",
+                )
+            return _learned(options, known, classes or known.classes)
+        if classes is not None:
+            return {} if given is not None else {"classes": classes}
         largest = -1
         for sample in samples:
             if (value := sample["map"]) is not None:
@@ -86,11 +102,17 @@ class SemanticMapConditioner(Conditioner):
         return {"map": ids}
 
     def from_user(self, value: Any, size: tuple[int, int]) -> Tensors:
-        """A path, a picture, or an integer array or tensor; brought to the image's size by nearest neighbour."""
-        ids = read_ids(value, self.palette, self.ignore, UsageError)
+        """A path, an image, or an integer array or tensor, read as the data's own maps are: by their colours, their numbers.
+
+        It is cut to the image's shape in the middle and brought to its size by nearest neighbour.
+        """
+        known = self.known_fields.get("map", Field("map"))
+        if self.palette is not None:
+            known = replace(known, palette=tuple(self.palette))
+        known = replace(known, ignore=self.ignore if self.ignore is not None else known.ignore)
+        ids = read_field(value, known)
         check_range(ids, self.classes, self.ignore, UsageError)
-        # float64 holds every class number; "nearest-exact" samples at pixel centres, as Pillow does
-        return {"map": F.interpolate(ids[None, None].double(), size, mode="nearest-exact")[0, 0].long()}
+        return {"map": read_field(ids, Field("map"), size)}
 
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
         """One-hot maps, halved bilinearly while they stay as large as the latent grid, then the 1x1 channel map."""
@@ -126,6 +148,16 @@ class SemanticMapConditioner(Conditioner):
         """ids (b, h, w) -> (b, classes, h, w); an ignored pixel is zero in every class."""
         numbers = torch.arange(self.classes, device=ids.device)
         return (ids[:, None] == numbers[None, :, None, None]).to(dtype)
+
+
+def _learned(options: Mapping[str, Any], known: Field, classes: int) -> dict[str, Any]:
+    """What the source knows and the recipe does not say."""
+    learned: dict[str, Any] = {"classes": classes}
+    if known.palette is not None and len(known.palette) == classes:
+        learned["palette"] = [list(color) for color in known.palette]
+    if known.ignore is not None and known.ignore >= classes:
+        learned["ignore"] = known.ignore
+    return {name: value for name, value in learned.items() if options.get(name) is None}
 
 
 def _to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -14,6 +14,7 @@ from ldmkit_semantic_map.conditioner import SemanticMapConditioner
 from PIL import Image
 
 from ldmkit.conditioning import Canvas, ForeignStage
+from ldmkit.data import Field
 from ldmkit.errors import CheckpointError, DataError, RecipeError, UsageError
 from ldmkit.testing import check_conditioner
 
@@ -133,12 +134,34 @@ def test_every_form_of_a_map_reads_the_same(tmp_path):
         assert torch.equal(conditioner.prepare({"map": form})["map"], ids)
 
 
-def test_a_persons_map_is_resized_by_nearest():
-    ids = random_map(5, 9, 200)
-    small = SemanticMapConditioner(classes=200).from_user(ids, (13, 4))["map"]
-    expected = Image.fromarray(ids.numpy().astype(np.uint8)).resize((4, 13), Image.Resampling.NEAREST)
-    assert torch.equal(small, torch.from_numpy(np.array(expected)).long())
-    assert set(small.unique().tolist()) <= set(ids.unique().tolist())
+def test_a_persons_map_is_cut_in_the_middle_and_resized_by_nearest():
+    """As a training map is: the largest window of the image's shape, so nothing is stretched."""
+    ids = random_map(8, 12, 200)
+    small = SemanticMapConditioner(classes=200).from_user(ids, (13, 13))["map"]
+    middle = Image.fromarray(ids.numpy().astype(np.uint8)[:, 2:10])
+    assert torch.equal(small, torch.from_numpy(np.array(middle.resize((13, 13), Image.Resampling.NEAREST))).long())
+
+
+def test_fit_takes_what_the_source_knows():
+    known = Field("map", classes=3, palette=tuple(PALETTE), ignore=255)
+    learned = SemanticMapConditioner.fit({}, iter([]), {"map": known})
+    assert learned == {"classes": 3, "palette": [list(color) for color in PALETTE], "ignore": 255}
+    assert SemanticMapConditioner.fit({"classes": 5}, iter([]), {"map": known}) == {"ignore": 255}
+    with pytest.raises(DataError, match="the maps have 3 classes, and the recipe says 2"):
+        SemanticMapConditioner.fit({"classes": 2}, iter([]), {"map": known})
+
+
+def test_a_map_given_when_sampling_is_read_as_the_sources_own(tmp_path):
+    """Numbers that stand for classes (0 and 255), and colours, as the training folder painted them."""
+    ids = random_map(classes=2)
+    Image.fromarray((ids.numpy() * 255).astype(np.uint8)).save(tmp_path / "binary.png")
+    conditioner = SemanticMapConditioner(classes=2)
+    conditioner.known_fields = {"map": Field("map", classes=2, values=(0, 255))}
+    assert torch.equal(conditioner.from_user(str(tmp_path / "binary.png"), (32, 32))["map"], ids)
+    painted = np.array(PALETTE[:2], dtype=np.uint8)[ids.numpy()]
+    Image.fromarray(painted).save(tmp_path / "colours.png")
+    conditioner.known_fields = {"map": Field("map", classes=2, palette=tuple(PALETTE[:2]))}
+    assert torch.equal(conditioner.from_user(str(tmp_path / "colours.png"), (32, 32))["map"], ids)
 
 
 @pytest.mark.parametrize("error", [DataError, UsageError])
@@ -165,9 +188,9 @@ def test_unknown_colours_are_named():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (torch.rand(4, 4), "whole numbers; given: float32"),
-        (torch.zeros(2, 4, 4, dtype=torch.int64), r"given: \(2, 4, 4\)"),
-        ("/nowhere/map.png", "no label map at /nowhere/map.png"),
+        (torch.rand(4, 4), "class numbers .*given: float32"),
+        (torch.zeros(2, 4, 4, dtype=torch.int64), r"of shape \(2, 4, 4\)"),
+        ("/nowhere/map.png", "/nowhere/map.png: the label map cannot be read: No such file"),
     ],
 )
 def test_what_is_no_map_is_refused(value, words):
@@ -178,7 +201,7 @@ def test_what_is_no_map_is_refused(value, words):
 def test_a_file_that_is_no_picture(tmp_path):
     path = tmp_path / "map.png"
     path.write_text("no picture")
-    with pytest.raises(UsageError, match="is no picture"):
+    with pytest.raises(UsageError, match="not a picture in a format"):
         SemanticMapConditioner(classes=3).from_user(path, (8, 8))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.data import NO_FIELDS, Fields
 from ldmkit.errors import CheckpointError, DataError, LdmkitError, RecipeError, UsageError
 from ldmkit_text.pretrained import PretrainedEncoder, check_length, read_architecture
 from ldmkit_text.tokenizer import (
@@ -100,7 +100,9 @@ class TextConditioner(Conditioner):
         self.reported = False
 
     @classmethod
-    def fit(cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    def fit(
+        cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], fields: Fields = NO_FIELDS
+    ) -> Mapping[str, Any]:
         """`vocabulary` from the captions, or from a tokenizer that is named; `architecture` from an encoder that is named."""
         learned: dict[str, Any] = {}
         length, encoder = options.get("length", 77), options.get("encoder")
@@ -128,10 +130,6 @@ class TextConditioner(Conditioner):
                 stacklevel=2,
             )
         return prepared
-
-    def is_one_value(self, value: Sequence[Any] | np.ndarray) -> bool:
-        """Numbers are the token ids of one prompt; a list of prompts is one an image."""
-        return len(value) > 0 and all(isinstance(number, Integral) for number in value)
 
     def from_user(self, value: Any, size: tuple[int, int]) -> Tensors:
         """A prompt, its token ids, or its embedding: numbers (l, width), as this encoder gives them for 1 to `length` tokens."""
@@ -200,6 +198,8 @@ class TextConditioner(Conditioner):
 
     def _prepare(self, value: Any, error: type[LdmkitError]) -> tuple[Tensors, str]:
         """What `prepare` returns, and the text that did not fit."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = _written(value)
         if isinstance(value, str):
             if self.vocabulary is None:
                 raise error(
@@ -258,13 +258,30 @@ def _pretrained(
 
 
 def _fit(samples: Iterable[Mapping[str, Any]], length: int) -> str:
-    captions = [caption for sample in samples if isinstance(caption := sample["caption"], str)]
+    captions = [text for sample in samples for text in _texts(sample["caption"])]
+    if captions and not any(caption.strip() for caption in captions):
+        raise DataError(
+            f"all {len(captions)} captions are empty: a text would have no effect",
+            hint="fill them in, name the column that has them (`fields: {caption: ...}`), or leave the slot out",
+        )
     if not captions:
         raise DataError(
             "no sample has a `caption` to fit a tokenizer on",
             hint="choose data with captions, give `fields: {caption: ...}`, or name a `tokenizer`",
         )
     return fit_tokenizer(captions, length)
+
+
+def _texts(caption: Any) -> list[str]:
+    """One caption, a number as text, or several captions of one image."""
+    if isinstance(caption, list):
+        return [str(text) for text in caption]
+    return [caption] if isinstance(caption, str) else [_written(caption)] if isinstance(caption, int | float) else []
+
+
+def _written(number: float) -> str:
+    """A number as a person writes it: a column of years is read as numbers, and 1990.0 is none."""
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def _short(text: str, most: int = 200) -> str:

@@ -298,7 +298,7 @@ def test_token_ids_are_taken(ids):
         ([0.5], "given: torch.float32"),
         ([16], "from 0 to 15; given: 16 to 16"),
         ([-1], "given: -1 to -1"),
-        (7, "a caption is text or a sequence of token ids, not int"),
+        ({"a": 7}, "a caption is text or a sequence of token ids, not dict"),
     ],
 )
 def test_bad_prompts(value, words):
@@ -330,3 +330,17 @@ def test_a_model_of_ids_alone():
 def test_impossible_options(options, words):
     with pytest.raises(RecipeError, match=words):
         TextConditioner(**options)
+
+
+def test_numbers_and_several_captions_are_texts():
+    """A column of years is read as numbers; lines of a caption file are several captions."""
+    samples = [{"caption": 1990.0}, {"caption": ["a red circle", "red"]}]
+    learned = TextConditioner.fit({"length": 8}, samples)
+    conditioner = TextConditioner(length=8, width=16, depth=1, heads=1, **learned)
+    assert conditioner.preview(conditioner.prepare({"caption": 1990.0})) == "1990"
+    assert conditioner.preview(conditioner.prepare({"caption": "red circle"})) == "red circle"
+
+
+def test_captions_that_are_all_empty_are_refused():
+    with pytest.raises(DataError, match="all 2 captions are empty"):
+        TextConditioner.fit({}, [{"caption": ""}, {"caption": " "}])

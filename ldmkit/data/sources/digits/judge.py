@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldmkit.data.source import Judge, Source
-from ldmkit.data.view import View
+from ldmkit.images.view import View
 
 WIDTH, RIDGE = 0.25, 0.01  # of the kernel exp(-WIDTH d^2); flat around these: 98.9 to 99.4 % of held-out digits
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmkit.data.sample import Field, Info, Sample
+from ldmkit.data.sample import Info, Sample
 from ldmkit.data.source import Judge, Part, Source
 from ldmkit.data.sources.photos import package_folder
+from ldmkit.fields import Field
 
 NAMES = tuple("0123456789")
 LICENCE = (

@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from ldmkit.data.sample import BadSampleError, printable
 from ldmkit.errors import DataError
+from ldmkit.images.files import BadSampleError, printable
 
 LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 

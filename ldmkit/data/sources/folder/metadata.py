@@ -1,7 +1,7 @@
-"""metadata.jsonl and metadata.csv: what is known about the pictures of a folder (the Hugging Face ImageFolder convention).
+"""Metadata files: what is known about the images of a folder (the Hugging Face ImageFolder convention, and its neighbours).
 
 Every row has `file_name`, relative to the metadata file, and any other columns: `label` (a class), texts, numbers,
-`<name>_file_name` (another picture) and `objects: {"bbox": [[x, y, width, height], ...], "categories": [...]}` in pixels.
+`<name>_file_name` (another image) and `objects: {"bbox": [[x, y, width, height], ...], "categories": [...]}` in pixels.
 """
 
 from __future__ import annotations
@@ -11,19 +11,31 @@ import io
 import json
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldmkit.data.sample import Field, printable
 from ldmkit.errors import DataError
+from ldmkit.images.files import printable
 
-NAMES = ("metadata.jsonl", "metadata.csv")
+NAMES = ("metadata.jsonl", "metadata.csv", "metadata.json", "metadata.parquet", "metadata.tsv")
+FILE_COLUMNS = (
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_file",
+    "image_path",
+    "path",
+    "img",
+)  # the first is the standard's
+DELIMITERS = ",;\t|"
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: where it stands, the picture it is about (relative to the root), the other columns."""
+    """One row: where it stands, the image it is about (relative to the root), the other columns."""
 
     where: str  # file:line
     picture: str
@@ -33,18 +45,52 @@ class Row:
 
 def read_rows(root: str, relative: str, *, encoding: str = "utf-8") -> list[Row]:
     """The rows of one metadata file, or a `DataError` that names file and line."""
-    path = os.path.join(root, relative)
-    text = _text(path, encoding)
-    rows = _jsonl(text, path) if path.endswith(".jsonl") else _csv(text, path)
     folder = posixpath.dirname(relative)
-    return [Row(where, _picture(folder, values, where), values, folder) for where, values in rows]
+    found = tables(os.path.join(root, relative), encoding)
+    return [Row(where, _picture(root, folder, values, where), values, folder) for where, values in found]
+
+
+def tables(path: str, encoding: str = "utf-8") -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a file as (file:line, column -> value), whatever its format. Raises `DataError`."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".parquet":
+        return _parquet(path)
+    text = _text(path, encoding)
+    if suffix == ".json":
+        return _json(text, path)
+    return _csv(text, path) if suffix in (".csv", ".tsv") else _jsonl(text, path)
+
+
+def names_images(path: str, pictures: Mapping[str, str], encoding: str = "utf-8") -> bool:
+    """Whether a file that is not called metadata is a table that names images of `pictures` (by stem -> path) all the same."""
+    try:
+        rows = tables(path, encoding)
+    except (DataError, OSError):
+        return False
+    cells = [values.get(column) for _, values in rows[:20] if (column := file_column(values)) is not None]
+    stems = {posixpath.splitext(posixpath.basename(picture))[0] for picture in pictures.values()}
+    named = [
+        c
+        for c in cells
+        if isinstance(c, str) and posixpath.splitext(posixpath.basename(c.replace("\\", "/")))[0] in stems
+    ]
+    return bool(cells) and 2 * len(named) > len(cells)
+
+
+def file_column(values: Mapping[str, Any]) -> str | None:
+    """The column that names the image: `file_name`, else the only other one with a usual name."""
+    if FILE_COLUMNS[0] in values:
+        return FILE_COLUMNS[0]
+    found = [name for name in FILE_COLUMNS if isinstance(values.get(name), str)]
+    return found[0] if len(found) == 1 else None
 
 
 def _text(path: str, encoding: str) -> str:
     with open(path, "rb") as file:
         raw = file.read()
+    marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
     try:
-        return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+        return raw.decode(marked or encoding)
     except UnicodeDecodeError as error:
         raise DataError(
             f"byte {error.start} ({raw[error.start]:#04x}) is not {encoding}",
@@ -71,9 +117,27 @@ def _jsonl(text: str, path: str) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
+def _json(text: str, path: str) -> list[tuple[str, dict[str, Any]]]:
+    """A list of rows, or an object of file name -> row, or of file name -> caption."""
+    try:
+        loaded = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON: {error}", where=printable(path)) from error
+    if isinstance(loaded, dict) and all(isinstance(value, dict | str) for value in loaded.values()):
+        loaded = [
+            {"file_name": name, **(value if isinstance(value, dict) else {"caption": value})}
+            for name, value in loaded.items()
+        ]
+    if not isinstance(loaded, list) or not all(isinstance(values, dict) for values in loaded):
+        raise DataError("metadata is a list of objects, or an object of file name -> object", where=printable(path))
+    return [(f"{printable(path)}, row {number}", values) for number, values in enumerate(loaded, 1)]
+
+
 def _csv(text: str, path: str) -> list[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+    header_line = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=header_line.count) if any(map(header_line.count, DELIMITERS)) else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True, delimiter=delimiter)
     rows = []
     try:
         header = reader.fieldnames or []
@@ -83,135 +147,59 @@ def _csv(text: str, path: str) -> list[tuple[str, dict[str, Any]]]:
             where = f"{printable(path)}:{reader.line_num}"
             if "" in values:
                 raise DataError(
-                    f"more cells than the {len(header)} columns", hint="quote texts that hold commas", where=where
+                    f"more cells than the {len(header)} columns",
+                    hint=f"quote texts that hold {delimiter!r}",
+                    where=where,
                 )
-            rows.append((where, {name: value if value != "" else None for name, value in values.items()}))
+            rows.append((where, {name.strip(): value if value != "" else None for name, value in values.items()}))
     except csv.Error as error:
         raise DataError(f"not CSV: {error}", where=f"{printable(path)}:{reader.line_num}") from error
     return rows
 
 
-def _picture(folder: str, values: Mapping[str, Any], where: str) -> str:
-    name = values.get("file_name")
+def _parquet(path: str) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        import pyarrow.parquet as parquet  # type: ignore[import-untyped]  # it has no stubs
+    except ImportError as error:
+        raise DataError(
+            "a parquet file needs a package that is not installed",
+            hint='pip install "ldmkit[datasets]"',
+            where=printable(path),
+        ) from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except Exception as error:  # pyarrow's errors have no common base but this
+        raise DataError(f"cannot be read as parquet: {error}", where=printable(path)) from error
+    return [(f"{printable(path)}, row {number}", dict(values)) for number, values in enumerate(rows, 1)]
+
+
+def _picture(root: str, folder: str, values: Mapping[str, Any], where: str) -> str:
+    column = file_column(values)
+    name = values.get(column) if column is not None else None
     if not isinstance(name, str) or not name:
         raise DataError(
             f"a row needs a file_name; this one has {', '.join(map(repr, values)) or 'nothing'}",
-            hint="file_name is the picture's path, relative to the metadata file",
+            hint="file_name is the image's path, relative to the metadata file",
             where=where,
         )
-    return relative_path(folder, name, where)
+    return relative_path(root, folder, name, where)
 
 
-def relative_path(folder: str, name: str, where: str) -> str:
-    """`name` beside the metadata file in `folder`, relative to the root; never outside it."""
-    path = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/") if os.sep == "\\" else name))
+def relative_path(root: str, folder: str, name: str, where: str) -> str:
+    """`name` beside the metadata file in `folder`, relative to the root; never outside it.
+
+    An absolute path inside the root is taken, and a backslash where no file is called so.
+    """
+    if "\\" in name and not os.path.lexists(os.path.join(root, folder, name)):
+        name = name.replace("\\", "/")
+    if os.path.isabs(name):
+        inside = os.path.relpath(os.path.realpath(name), os.path.realpath(root)).replace(os.sep, "/")
+        name = posixpath.relpath(inside, folder or ".") if not inside.startswith("..") else name
+    path = posixpath.normpath(posixpath.join(folder, name))
     if posixpath.isabs(path) or path == ".." or path.startswith("../"):
-        raise DataError(f"file_name {name!r} leads out of the folder", where=where)
-    return path
-
-
-# Columns -> fields
-
-
-@dataclass(frozen=True)
-class Column:
-    """A field made of a column: what it holds, and its value in each row (None = absent)."""
-
-    field: Field
-    values: Sequence[Any]
-
-
-def columns(rows: Sequence[Row | None], classes: Sequence[str] | None) -> dict[str, Column]:
-    """Every column of the rows (None: a picture without a row), `label` and `objects` included, as fields."""
-    names = dict.fromkeys(name for row in rows if row is not None for name in row.values if name != "file_name")
-    out = {}
-    for name in names:
-        cells = [None if row is None else row.values.get(name) for row in rows]
-        if name == "label":
-            out[name] = labels(cells, [row.where if row else "" for row in rows], classes)
-        elif name.endswith("_file_name"):
-            out[name.removesuffix("_file_name")] = Column(Field("image"), cells)
-        elif name == "objects":
-            out["boxes"] = _objects(cells, rows, classes)
-        else:
-            out[name] = _plain(cells)
-    return out
-
-
-def _plain(cells: Sequence[Any]) -> Column:
-    there = [cell for cell in cells if cell is not None]
-    numbers = [_number(cell) for cell in there]
-    if there and all(number is not None for number in numbers):
-        return Column(Field("number"), [None if cell is None else _number(cell) for cell in cells])
-    if all(isinstance(cell, str) for cell in there):
-        return Column(Field("text"), [None if cell is None else clean(cell) for cell in cells])
-    return Column(Field("other"), cells)
-
-
-def _number(cell: Any) -> float | None:
-    """A cell as a finite number: CSV knows only texts."""
-    try:
-        number = float(cell) if isinstance(cell, (int, float, str)) else None
-    except ValueError:
-        return None
-    return number if number is not None and abs(number) != float("inf") and number == number else None
-
-
-def clean(text: str) -> str:
-    """A text that every tokenizer can take: no NUL, no half of a surrogate pair."""
-    return text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
-
-
-def labels(cells: Sequence[Any], where: Sequence[str], classes: Sequence[str] | None) -> Column:
-    """Class ids from integers or names; checked here, once: on a GPU a wrong one would be an assertion inside a kernel."""
-    there = [cell for cell in cells if cell is not None]
-    numbers = all(isinstance(cell, int) or (isinstance(cell, str) and _digits(cell)) for cell in there)
-    if there and numbers and not (classes and set(map(str, there)) <= set(classes)):
-        return _numbered(cells, where, classes)
-    for cell, place in zip(cells, where, strict=True):
-        if cell is not None and (not isinstance(cell, str) or not cell):
-            raise DataError(f"a label is a class id (0, 1, ...) or a name; this one is {cell!r}", where=place or None)
-        if cell is not None and classes is not None and cell not in classes:
-            raise DataError(f"the label {cell!r} is not one of the classes {', '.join(classes)}", where=place or None)
-    names = tuple(classes) if classes is not None else tuple(sorted(set(there)))
-    ids = {name: index for index, name in enumerate(names)}
-    return Column(Field("label", len(names), names), [None if cell is None else ids[cell] for cell in cells])
-
-
-def _digits(text: str) -> bool:
-    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit()
-
-
-def _numbered(cells: Sequence[Any], where: Sequence[str], classes: Sequence[str] | None) -> Column:
-    count = len(classes) if classes else max(int(cell) for cell in cells if cell is not None) + 1
-    for cell, place in zip(cells, where, strict=True):
-        if isinstance(cell, bool) or (cell is not None and not 0 <= int(cell) < count):
-            allowed = f"0 to {count - 1}" if count > 0 else "0 or more"
-            raise DataError(f"the label {cell!r} is not a class id; allowed: {allowed}", where=place or None)
-    ids = [None if cell is None else int(cell) for cell in cells]
-    return Column(Field("label", count, tuple(classes) if classes else None), ids)
-
-
-def _objects(cells: Sequence[Any], rows: Sequence[Row | None], classes: Sequence[str] | None) -> Column:
-    """COCO boxes -> rows (class, x, y, width, height), still in pixels; `FolderSource` knows the picture's size."""
-    categories: list[Any] = []
-    places: list[str] = []
-    for cell, row in zip(cells, rows, strict=True):
-        if cell is None or row is None:
-            continue
-        boxes = cell.get("bbox") if isinstance(cell, dict) else None
-        own = cell.get("categories", cell.get("category")) if isinstance(cell, dict) else None
-        right = isinstance(boxes, list) and all(
-            isinstance(box, list) and len(box) == 4 and all(_number(side) is not None for side in box) for box in boxes
+        raise DataError(
+            f"file_name {name!r} leads out of the folder",
+            hint="file names are relative to the metadata file, or absolute paths inside the folder",
+            where=where,
         )
-        if not right or not isinstance(own, list) or len(own) != len(boxes or ()):
-            raise DataError(
-                'objects is {"bbox": [[x, y, width, height], ...], "categories": [...]}, as many of each',
-                where=row.where,
-            )
-        categories += own
-        places += [row.where] * len(own)
-    column = labels(categories, places, classes)
-    ids = iter(column.values)
-    values = [None if c is None else [(next(ids), *map(float, box)) for box in c["bbox"]] for c in cells]
-    return Column(Field("boxes", column.field.classes, column.field.names), values)
+    return path

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from ldmkit.data.sample import BadSampleError, printable
 from ldmkit.errors import DataError, LdmkitError, OfflineError
 from ldmkit.hub import cache_unless_reached
+from ldmkit.images.files import BadSampleError, printable
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 

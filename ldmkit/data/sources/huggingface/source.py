@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from ldmkit import random
 from ldmkit.data.held_out import check_share, rows_of, share
-from ldmkit.data.sample import BadSampleError, Field, Info, Kind, Sample
+from ldmkit.data.sample import Info, Sample
 from ldmkit.data.source import Part, Source
 from ldmkit.data.sources.columns import PICTURES, Column, File, chosen, described, loaders
-from ldmkit.data.sources.folder.image_files import Limits, look
-from ldmkit.data.sources.folder.metadata import labels
+from ldmkit.data.sources.folder.row_fields import labels
 from ldmkit.data.sources.huggingface.opening import fetched, library, open_split
 from ldmkit.data.sources.huggingface.stream import ENDLESS, Row, Stream
 from ldmkit.errors import DataError
+from ldmkit.fields import Field, Kind
+from ldmkit.images.files import BadSampleError, Limits, look
 
 HELD_OUT = 256  # samples of a stream that are held out, at most
 SAMPLED = 256  # rows that a fingerprint is taken of

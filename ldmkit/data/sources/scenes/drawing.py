@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from ldmkit.images import Color
+from ldmkit.fields import Color
 
 Array = NDArray[np.floating[Any]]
 OVERSAMPLING = 4  # shapes are drawn at this many times the size, then averaged: smooth edges, and a true coverage

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmkit.data.sample import Field, Info, Sample
+from ldmkit.data.sample import Info, Sample
 from ldmkit.data.source import Judge, Part, Source
 from ldmkit.data.sources.scenes.drawing import (
     COLORS,
@@ -28,6 +28,7 @@ from ldmkit.data.sources.scenes.drawing import (
     label_map,
 )
 from ldmkit.errors import DataError
+from ldmkit.fields import Field
 from ldmkit.random import generator
 
 HELD_OUT_FROM = 2**40  # the first index of the held-out scenes

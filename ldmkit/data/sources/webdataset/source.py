@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from ldmkit.data.held_out import check_share, rows_of
-from ldmkit.data.sample import BadSampleError, Field, Info, Kind, Problem, Sample, printable
+from ldmkit.data.sample import Info, Problem, Sample
 from ldmkit.data.source import Part, Shards, Source
 from ldmkit.data.sources.columns import PICTURES, Column, File, chosen, decoded, described, loaders
-from ldmkit.data.sources.folder.image_files import SUFFIXES, Limits, look
-from ldmkit.data.sources.folder.metadata import labels
+from ldmkit.data.sources.folder.row_fields import labels
 from ldmkit.data.sources.webdataset import tar_index
 from ldmkit.data.sources.webdataset.tar_index import Shard
 from ldmkit.errors import DataError
+from ldmkit.fields import Field, Kind
+from ldmkit.images.files import SUFFIXES, BadSampleError, Limits, look, printable
 
 USUAL = {
     "image": tuple(suffix[1:] for suffix in (".jpg", ".jpeg", *SUFFIXES)),

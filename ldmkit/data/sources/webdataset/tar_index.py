@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmkit.data.sample import BadSampleError, Problem, printable
+from ldmkit.data.sample import Problem
 from ldmkit.errors import DataError
+from ldmkit.images.files import BadSampleError, printable
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 REMOTE = re.compile(r"[a-z0-9+]{2,}:", re.IGNORECASE)  # two letters: not a drive of Windows

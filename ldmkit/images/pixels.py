@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldmkit.errors import DataError
+from ldmkit.fields import Color
+from ldmkit.images.colours import to_srgb
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-Color = tuple[int, int, int]  # red, green and blue in 0 .. 255
 WHITE: Color = (255, 255, 255)
 
 
@@ -62,10 +63,11 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb8(
     image: Image.Image, *, background: Color = WHITE, value_range: tuple[float, float] | None = None
 ) -> Image.Image:
-    """An image of any mode as 8-bit "RGB".
+    """An image of any mode as 8-bit "RGB", in sRGB: an embedded colour profile is followed.
 
-    16-bit greys are scaled (x / 257), not clipped as `convert` does. Transparency is laid over `background`. 32-bit integers and
-    floats have no range of their own: `value_range` (black, white) says it, and without it they are a `DataError`.
+    16-bit greys are scaled (x / 257, or by `value_range`), not clipped as `convert` does. Transparency is laid over `background`.
+    32-bit integers and floats have no range of their own: `value_range` (black, white) says it, and without it they are a
+    `DataError`.
     """
     if image.mode in SIXTEEN_BIT or (image.mode == "I" and image.format == "PNG"):
         low, high = value_range or (0.0, 65535.0)
@@ -77,9 +79,22 @@ def to_rgb8(
                 hint="give the range, for example value_range: [0.0, 1.0]",
             )
         return _scaled(np.asarray(image), *value_range)
+    image = to_srgb(image)
     if image.has_transparency_data:
         return _over(image, background)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def to_pixels(
+    image: Image.Image,
+    channels: int = 3,
+    *,
+    background: Color = WHITE,
+    value_range: tuple[float, float] | None = None,
+) -> Image.Image:
+    """`to_rgb8`, or its luminance ("L") for one channel."""
+    rgb = to_rgb8(image, background=background, value_range=value_range)
+    return rgb.convert("L") if channels == 1 else rgb
 
 
 def _scaled(values: NDArray[Any], low: float, high: float) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
-from ldmkit.data.sample import printable
-from ldmkit.data.source import Crop, Resample
 from ldmkit.errors import DataError
-from ldmkit.images import area_resized, to_tensor
+from ldmkit.images.files import printable
+from ldmkit.images.pixels import area_resized, to_tensor
 
 Size = tuple[int, int]  # (h, w)
+Crop = Literal["center", "random"]
+Resample = Literal["bicubic", "area"]
 
 
 @dataclass(frozen=True)
