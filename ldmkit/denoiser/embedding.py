@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def embedded_time(options: Mapping[str, Any] | None) -> Callable[[Tensor], Tenso
     Raises UsageError for another type, and for options that are missing or left over.
     """
     if options is None:
-        return lambda t: t
+        return _unchanged
     given = {key: value for key, value in options.items() if key != "type"}
     names = {"offset": ("by",), "log-sigma": ("sigma_min", "sigma_max", "rho", "timesteps")}
     kind = options.get("type")
@@ -46,7 +47,23 @@ def embedded_time(options: Mapping[str, Any] | None) -> Callable[[Tensor], Tenso
             f"variant.time {kind} has {', '.join(given) or 'no options'}; it needs {', '.join(names[kind])}"
         )
     if kind == "offset":
-        return lambda t: t + given["by"]
+        return partial(_offset, by=given["by"])
     rho, last = given["rho"], given["timesteps"] - 1
     low, high = given["sigma_min"] ** (1 / rho), given["sigma_max"] ** (1 / rho)
-    return lambda t: (low + t.double() / last * (high - low)).log() * (rho / 4)
+    return partial(_quarter_log_sigma, low=low, high=high, rho=rho, last=last)
+
+
+# Functions of the module, so that a network can be copied and pickled.
+
+
+def _unchanged(t: Tensor) -> Tensor:
+    return t
+
+
+def _offset(t: Tensor, *, by: float) -> Tensor:
+    return t + by
+
+
+def _quarter_log_sigma(t: Tensor, *, low: float, high: float, rho: float, last: float) -> Tensor:
+    """log(sigma) / 4, where sigma^(1 / rho) rises evenly from `low` at t = 0 to `high` at t = `last`."""
+    return (low + t.double() / last * (high - low)).log() * (rho / 4)

@@ -241,10 +241,10 @@ class LatentDiffusion(nn.Module):
         )
         present = {f"present/{slot}": value.float().mean() for slot, value in batch.present.items()}
         if not extra:
-            output = self.denoiser(noisy, t, **conditioning.kwargs())
+            output = self.predict(noisy, t, conditioning)
             return self.diffusion.loss(output, latents, noise, t), present
         with extra.reading(self.denoiser) as features:
-            output = self.denoiser(noisy, t, **conditioning.kwargs())
+            output = self.predict(noisy, t, conditioning)
         losses = self.diffusion.loss(output, latents, noise, t)
         added, parts = extra.of_diffusion(
             DiffusionPass(

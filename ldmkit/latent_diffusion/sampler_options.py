@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,16 +66,6 @@ def read(name: str, sampler: Sampler, given: Mapping[str, Any]) -> dict[str, Any
 def schema_of(sampler: Sampler) -> type[schemas.Options]:
     """The schema of a sampler's own options."""
     return schemas.model(sampler, skipped=FILLED)
-
-
-def whole_number(name: str, value: Any) -> int:
-    """`value` as an int. Raises UsageError for anything that is none, 20.0 and True among it."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise UsageError(f"{name} is {value!r}: a whole number is needed")
 
 
 def listed_steps(options: Mapping[str, Any]) -> int | None:

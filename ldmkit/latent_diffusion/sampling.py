@@ -18,6 +18,7 @@ from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.guidance import Guidance, Likelihood, Method
 from ldmkit.latent_diffusion import autoguidance_model, finite, sampler_options
+from ldmkit.latent_diffusion.arguments import whole
 from ldmkit.samplers import Callback, Clip, Grid, Sampler, Spacing, clipped, img2img, make_grid, masked, repaint
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Settings:
         options = sampler_options.completed(name, before, lambda which: find(model, which), self.options, kept)
         chosen = {key: saved.get(key) for key in OWN if getattr(self, key) is None}
         steps = sampler_options.listed_steps(options) or saved["steps"] if self.steps is None else self.steps
-        chosen["steps"] = sampler_options.whole_number("steps", steps)
+        chosen["steps"] = whole("steps", steps)
         return replace(self, **chosen, options=options)
 
 

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from ldmkit.data.view import View, draw_view
+
+from ldmkit.images.view import View, draw_view
 
 
 @pytest.mark.parametrize(("picture", "size"), [((8, 8), (8, 6)), ((11, 7), (7, 7)), ((9, 12), (3, 3))])

@@ -130,12 +130,12 @@ def test_pictures_as_arrays(model):
     keep[:, :8] = True
     mask = Image.fromarray(keep.astype(np.uint8) * 255)
     settings = {"steps": 2, "strength": 0.5}
-    by_array = sampled(model, {"class": 1}, image=pixels, mask=keep, **settings)
-    assert torch.equal(by_array, sampled(model, {"class": 1}, image=image, mask=mask, **settings))
+    by_array = sampled(model, {"class": 1}, image=pixels, keep=keep, **settings)
+    assert torch.equal(by_array, sampled(model, {"class": 1}, image=image, keep=mask, **settings))
     kept = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
     assert torch.equal(by_array[0, :, :, :8], kept[:, :, :8])
     for wrong in (pixels.astype(float), pixels[None], pixels[..., :2]):
-        with pytest.raises(UsageError, match=r"numpy array .*uint8 in 0\.\.255"):
+        with pytest.raises(UsageError, match=r"an array is \(h, w\) or \(h, w, c\) of uint8"):
             model.sample({"class": 1}, image=wrong, **settings)
 
 

@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "sample.md").read_text(e
 
 def test_the_examples_run(linear, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("in.png", "keep.png"):
+    for name in ("in.png", "new.png"):
         Image.fromarray(np.zeros((8, 12, 3), dtype=np.uint8)).save(name)
     model = linear(slots=("text", "low_res"))
     model.samplers["ddim"] = lambda denoiser, noise, schedule, steps, **rest: ddim(
