@@ -14,7 +14,7 @@ from ldmkit.errors import DataError
 
 SCHEMA = 1
 
-Verdict = Literal["better", "worse", "no difference"]
+Verdict = Literal["better", "worse", "no difference", "too few"]
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,14 @@ class Figure:
     def verdict(self) -> Verdict | None:
         """Whether the value is better or worse than the baseline: where the interval of the paired difference excludes zero.
 
-        Else ``no difference`` was seen. None without a baseline, or where the difference has no interval.
+        Else ``no difference`` was seen, or there were ``too few`` sources for an interval. None without a baseline, or where the
+        difference was not taken.
         """
         if self.baseline is None or self.baseline not in self.differences:
             return None
         low, high = self.differences[self.baseline]
         if not (low > 0 or high < 0):
-            return "no difference"
+            return "too few" if math.isinf(low) else "no difference"
         return "better" if (low > 0) == (self.better == "higher") else "worse"
 
     def judgement(self) -> str:
@@ -92,9 +93,9 @@ class Figure:
         verdict = self.verdict()
         if verdict is None:
             return ""
+        if verdict == "too few":
+            return f"too few to tell from {self.baseline} ({self.counted})"
         if verdict == "no difference":
-            if self.baseline is not None and math.isinf(self.differences[self.baseline][0]):
-                return f"too few to tell from {self.baseline} ({self.counted})"
             return f"no difference from {self.baseline} seen ({self.counted})"
         return f"{verdict} than {self.baseline}"
 

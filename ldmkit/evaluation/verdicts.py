@@ -29,6 +29,8 @@ def _obeys(results: Results) -> str:
         parts.append(f"The model obeys {_listed(said['better'])}.")
     if "no difference" in said:
         parts.append(f"It is not seen to obey {_listed(said['no difference'])}.")
+    if "too few" in said:
+        parts.append(f"It was judged on too few independent images for a verdict: {_listed(said['too few'])}.")
     if "worse" in said:
         parts.append(f"It does worse by the right conditions than by others': {_listed(said['worse'])}.")
     text = " ".join(parts)
@@ -52,7 +54,12 @@ def _against(results: Results) -> list[str]:
         verdict = figure.verdict()
         if verdict is not None and figure.baseline is not None and figure.name not in ADHERENCE:
             told.setdefault(figure.baseline, {}).setdefault(verdict, []).append(figure)
-    words: dict[Verdict, str] = {"better": "better by", "worse": "worse by", "no difference": "no difference seen by"}
+    words: dict[Verdict, str] = {
+        "better": "better by",
+        "worse": "worse by",
+        "no difference": "no difference seen by",
+        "too few": "too few independent images for a verdict by",
+    }
     return [
         f"Against {baseline}: "
         + "; ".join(

@@ -39,7 +39,8 @@ def test_crops_of_two_photographs_are_two(evaluation: Evaluation) -> None:
     evaluation.n, evaluation.validation.views = 40, 20  # 40 items: 20 views of each of 2 photographs
     figure = evaluation.figure("psnr", torch.ones(40), beside={"bicubic": torch.zeros(40)}, baseline="bicubic")
     assert (figure.n, figure.sources, evaluation.sources) == (40, 2, 2)
-    assert figure.verdict() == "no difference"
+    assert figure.verdict() == "too few"
+    assert "too few independent images" in conclusion(Results((figure,), 40, 0))
     assert figure.judgement() == "too few to tell from bicubic (n = 40, of 2 sources)"
 
 

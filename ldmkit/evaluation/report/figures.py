@@ -51,7 +51,7 @@ def _verdict(figure: Figure) -> str:
     verdict = figure.verdict()
     if verdict is None:
         return f'<span class="chip">{figure.better} is better</span>'
-    kind = {"better": " good", "worse": " bad", "no difference": ""}[verdict]
+    kind = {"better": " good", "worse": " bad", "no difference": "", "too few": ""}[verdict]
     return f'<span class="chip{kind}">{escape(figure.judgement())}</span>'
 
 
