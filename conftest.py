@@ -15,6 +15,8 @@ import pytest
 
 # Before torch is imported, here and in what tests start: several processes of several threads each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes that tests start import `tests` by name, and a library that is installed here has a package of that name too.
+sys.path.insert(0, str(Path(__file__).parent))
 WORKERS = 4  # at most: each holds torch and what it tests in memory
 
 if sys.dont_write_bytecode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -147,7 +146,10 @@ def command(
             run, model, chosen_rows, target, {k: v for k, v in asked.items() if v is not None}, seed, batch, files
         )
         told = {**told, "weights": weights}
-        click.echo(json.dumps(told, indent=2) if as_json else f"{told['made']} images made in {told['path']}")
+        if as_json:
+            echo_json(told)
+        else:
+            click.echo(f"{told['made']} images made in {told['path']}")
         return
     if not given and len(model.conditioners):
         slots = ", ".join(model.conditioners)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from ldmkit.errors import ResourceError
+from ldmkit.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from ldmkit.latent_diffusion import LatentDiffusion
@@ -57,13 +57,18 @@ def _digest(config: Mapping[str, Any]) -> str:
 def write(images: Sequence[Image.Image], folder: Path, facts: Facts, way: Image.Image | None = None) -> list[Path]:
     """The grid, then one PNG an image, named by its seed; beside them `samples.jsonl` and the way there.
 
-    Raises ResourceError where that cannot be written.
+    Raises UsageError where `folder` has images already, ResourceError where it cannot be written.
     """
     rows = [facts.of(row) for row in range(len(images))]
     several = any(isinstance(value, list) for value in facts.values.values())
     titles = [", ".join(map(str, facts.conditions(row).values())) for row in range(len(images))] if several else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if there := sorted(path.name for path in folder.glob("*.png")):
+            raise UsageError(
+                f"{folder} has images already ({', '.join(there[:3])}); nothing is overwritten",
+                hint="choose another --out DIR",
+            )
         paths = [folder / f"seed-{row['seed']:05d}.png" for row in rows]
         sheet = grid(images, titles=titles)
         sheet.save(folder / "grid.png")

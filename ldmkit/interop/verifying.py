@@ -114,8 +114,9 @@ def _other_process(folder: Path, request: dict[str, Any], inputs: dict[str, Tens
     with TemporaryDirectory() as temporary:
         given, answer = Path(temporary, "given.safetensors"), Path(temporary, "answer.safetensors")
         write_tensors(given, inputs)
+        # -P: without the child's own folder on the path, where a package of ours is called diffusers too.
         child = Path(__file__).with_name("verifying_child.py")
-        command = [sys.executable, str(child), str(folder), json.dumps(request), str(given), str(answer)]
+        command = [sys.executable, "-P", str(child), str(folder), json.dumps(request), str(given), str(answer)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or ["no message"]

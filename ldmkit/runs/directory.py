@@ -242,7 +242,7 @@ def _without_learned(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
         name: {k: v for k, v in options.items() if v is None or name not in slots or slots[name].get(k) is not None}
         for name, options in (before.get("conditioners") or {}).items()
     }
-    return {**before, "conditioners": kept} if "conditioners" in before else dict(before)
+    return {**before, "conditioners": kept} if "conditioners" in now else {**before}
 
 
 def learned(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

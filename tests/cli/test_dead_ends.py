@@ -5,12 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
-import ldmkit
-from ldmkit import cli, example_conditions
-from ldmkit.conditioning import Batch
+from ldmkit import cli
 
 GIVEN = """
 data: {type: scenes, size: 16, count: 20, held_out: 8}
@@ -78,54 +74,3 @@ def test_a_checkpoint_that_is_not_there(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "there is no file or folder" in said
     assert "--config" not in said
-
-
-def test_a_number_is_near_to_no_other():
-    with pytest.raises(ldmkit.RecipeError) as caught:
-        ldmkit.load_recipe({"extends": "class", "autoencoder": {"downsample": 3}})
-    assert "downsample" in str(caught.value)
-    assert "did you mean" not in str(caught.value)
-
-
-def test_the_first_command_of_a_finished_run_has_a_held_out_condition(tmp_path):
-    conditioners = {"class": {"classes": ["cat", "dog"], "width": 8}, "low_res": {"scale": 2}}
-    built = ldmkit.build(
-        ldmkit.load_recipe(
-            {
-                "data": {"type": "scenes", "size": 16},
-                "autoencoder": {"type": "identity"},
-                "conditioners": conditioners,
-                "denoiser": {
-                    "channels": 8,
-                    "multipliers": [1],
-                    "blocks": 1,
-                    "attention": [1],
-                    "heads": 2,
-                    "variant": {"groups": 4},
-                },
-                "train": {"steps": 1, "batch": 4},
-            }
-        )
-    )
-    image = torch.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16)
-    batch: Batch = built.batch([{"image": image, "label": "dog"}, {"image": -image, "label": "cat"}])
-    found = example_conditions.write(built.conditioners, batch, (16, 16), tmp_path)
-    assert found["class"] == "dog"
-    assert found == example_conditions.read(tmp_path)
-    with Image.open(found["low_res"]) as small:
-        assert small.size == (8, 8)
-    prepared = batch.prepared["low_res"]
-    assert prepared is not None
-    given, own = (
-        built.condition({"class": "dog", "low_res": value}).concat
-        for value in (found["low_res"], prepared["image"][:1])
-    )
-    torch.testing.assert_close(given, own, atol=0.02, rtol=0)
-    from ldmkit.runs.run import _sampling
-
-    folder = tmp_path / "run"
-    example_conditions.write(built.conditioners, batch, (16, 16), folder / "samples")
-    command = _sampling(folder)
-    assert "-c class=dog" in command
-    assert f"-c low_res={folder}/samples/conditions/low_res.png" in command
-    assert _sampling(tmp_path / "nothing").split() == ["ldmkit", "sample", str(tmp_path / "nothing"), "-n", "4"]

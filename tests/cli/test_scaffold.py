@@ -37,17 +37,17 @@ def test_the_package_says_what_it_needs_and_its_recipe_is_valid(tmp_path, monkey
 
 
 def test_a_new_denoisers_recipe_is_valid_and_check_examines_it(tmp_path, monkeypatch, capsys):
-    folder = write("far-view", tmp_path / "p", kind="denoiser")
+    folder = write("far-net", tmp_path / "p", kind="denoiser")
     assert not [path for path in folder.rglob("*") if "$" in path.name or (path.is_file() and "$" in path.read_text())]
     monkeypatch.syspath_prepend(str(folder))
-    plugin = folder / "ldmkit_far_view" / "__init__.py"
+    plugin = folder / "ldmkit_far_net" / "__init__.py"
     registry = plugins.load(files=[plugin])
-    recipe = load(folder / "recipes" / "far-view.yaml", registry=registry)
+    recipe = load(folder / "recipes" / "far-net.yaml", registry=registry)
     assert recipe.denoiser.options == {"width": 64, "depth": 4}
     with pytest.raises(SystemExit) as stop:
-        cli.main(["plugins", "check", "far-view", "-p", str(plugin), "-o", "width=4", "-o", "depth=1"])
+        cli.main(["plugins", "check", "far-net", "-p", str(plugin), "-o", "width=4", "-o", "depth=1"])
     assert stop.value.code in (0, None)
-    assert capsys.readouterr().out == "far-view keeps its contract\n"
+    assert capsys.readouterr().out == "far-net keeps its contract\n"
 
 
 def test_plugins_check_examines_it_and_names_what_is_wrong(tmp_path, monkeypatch, capsys):

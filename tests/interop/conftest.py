@@ -42,18 +42,18 @@ def registry() -> Registry:
 
 
 class Hint(Conditioner):
-    """A number through every port that is asked for; its output is never zero. `known` is learned from the data."""
+    """A number through every port that is asked for; its output is never zero. `seen` is learned from the data."""
 
     reads = ("hint",)
 
-    def __init__(self, *, tokens: int = 0, vector: int = 0, concat: int = 0, known: int = 0) -> None:
+    def __init__(self, *, tokens: int = 0, vector: int = 0, concat: int = 0, seen: int = 0) -> None:
         super().__init__()
         self.emits = Ports(tokens=tokens, vector=vector, concat=concat, length=2 if tokens else 0)
         self.net = nn.Linear(1, 2 * tokens + vector + concat)
 
     @classmethod
     def fit(cls, options, samples):
-        return {"known": len(list(samples))}
+        return {"seen": len(list(samples))}
 
     def prepare(self, sample, generator=None):
         return {"hint": torch.tensor([float(sample["hint"])])}

@@ -55,7 +55,7 @@ def source(registry, tmp_path_factory):
     torch.manual_seed(0)
     model = assembled(
         registry,
-        {"old": {"type": "hint", "options": {"vector": 5, "known": 3}}},
+        {"old": {"type": "hint", "options": {"vector": 5, "seen": 3}}},
         std=0.2,
         size=[16, 16],
         autoencoder={"type": "kl", "downsample": 2, "channels": 8, "blocks": 1, "latent_channels": 4, "groups": 4},
@@ -121,7 +121,7 @@ def test_what_the_recipe_leaves_open_is_the_sources(registry, source, tmp_path):
     assert tuned["diffusion"] == trained["diffusion"]
     assert tuned["denoiser"] == {**trained["denoiser"], "dropout": 0.1}
     # 8 pictures are here
-    assert tuned["conditioners"]["old"]["options"] == {"tokens": 0, "vector": 5, "concat": 0, "known": 3}
+    assert tuned["conditioners"]["old"]["options"] == {"tokens": 0, "vector": 5, "concat": 0, "seen": 3}
 
 
 def test_a_recipe_shows_what_it_leaves_open_and_the_run_says_it(registry, source, tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from ldmkit import hookimpl, planning, plugins
 from ldmkit.assembly import build
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, Ports, Tensors
-from ldmkit.planning import per_gpu
+from ldmkit.planning import estimate, per_gpu
 from ldmkit.recipe import Recipe
 
 LOAD = per_gpu.Load(
@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {
     "name": "small",
     "data": {"type": "scenes", "size": 32},
     "autoencoder": {"type": "kl", "downsample": 4, "channels": 8, "latent_channels": 2, "train": {"steps": 1}},
-    "conditioners": {"mask": {"type": "semantic-map", "classes": 4}},
+    "conditioners": {"mask": {"type": "semantic-map", "classes": 7}},
     "denoiser": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": []},
     "train": {"steps": 10, "batch": 64},
     "runtime": {"precision": "fp32"},
@@ -127,9 +127,9 @@ def test_what_a_backward_pass_needs_is_counted_once() -> None:
     with torch.device("meta"):
         first, last = nn.Sequential(nn.Linear(4, 6), nn.ReLU()), nn.Sequential(nn.Linear(6, 8), nn.Tanh())
         picture = torch.empty(2, 4)
-    whole = planning._measured(lambda: last(first(picture)))
+    whole = estimate._measured(lambda: last(first(picture)))
     assert whole.activations == 4 * (2 * 4 + 2 * 6 + 2 * 8)
-    again = planning._measured(lambda: last(first(picture)), first, last)
+    again = estimate._measured(lambda: last(first(picture)), first, last)
     inputs, inside = 4 * (2 * 4 + 2 * 6), max(4 * (2 * 4 + 2 * 6), 4 * 2 * 8)
     assert again.activations == inputs + inside
     assert whole.flops == again.flops == 2 * 2 * (4 * 6 + 6 * 8)

@@ -213,8 +213,8 @@ def test_a_plugin_of_a_file_is_shown_with_options_ports_and_origin(here, capsys)
     assert call("plugins", "show", "brightness", "-p", "brightness.py", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["options"] == [
-        {"name": "width", "type": "int", "required": False, "default": 8},
-        {"name": "gain", "type": "float", "required": False, "default": 1.0},
+        {"name": "width", "type": "int", "required": False, "default": 8, "help": None},
+        {"name": "gain", "type": "float", "required": False, "default": 1.0, "help": None},
     ]
     assert (facts["ports"], facts["reads"], facts["file"]) == ("vector 8", "image", str(here / "brightness.py"))
     assert call("plugins", "show", "brightness", "-p", "brightness.py", "-o", "width=5") == 0
@@ -249,7 +249,7 @@ def test_ports_of_a_plugin_that_learns_from_data_are_known_once_its_options_are(
 ENCODED = 'self.net(prepared["mean"].to(canvas.dtype))'
 FAULTS = {
     "rows": (ENCODED, f'{ENCODED} - prepared["mean"].mean()', "vector of a sample depends on the samples beside it"),
-    "null": ("self.absent[None]", "self.absent[None, :-1]", "returned vector of shape (1, 7); (1, 8) is needed"),
+    "null": ("self.absent[None]", "self.absent[None, :-1]", "returned vector of shape (1, 7); expected (1, 8)"),
     "gradient": (ENCODED, f"{ENCODED}.detach()", "the gradient of net.weight is cut"),
 }
 
