@@ -275,12 +275,13 @@ def test_several_conditions_each_get_an_image_that_says_what_made_it(here, capsy
     model = Model()
     monkeypatch.setitem(sys.modules, "ldmkit.assembly", SimpleNamespace(load=lambda *_, **__: model))
     Path("prompts.txt").write_text("\ufeffa red circle\n\na blue square\n", encoding="utf-8")
-    for given in (["-c", "text=@prompts.txt"], ["-c", "text=a red circle", "-c", "text=a blue square"]):
-        assert call("sample", "runs/a", *given, "--seed", "7", "--steps", "3", "--out", "made", "--json") == 0
+    asked = {"by-file": ["-c", "text=@prompts.txt"], "by-hand": ["-c", "text=a red circle", "-c", "text=a blue square"]}
+    for made, given in asked.items():
+        assert call("sample", "runs/a", *given, "--seed", "7", "--steps", "3", "--out", made, "--json") == 0
         assert model.asked["values"] == {"text": ["a red circle", "a blue square"]}
         assert model.asked["count"] == 2
         facts = json.loads(capsys.readouterr().out)
-        rows = [json.loads(line) for line in Path("made/samples.jsonl").read_text("utf-8").splitlines()]
+        rows = [json.loads(line) for line in Path(made, "samples.jsonl").read_text("utf-8").splitlines()]
         assert [(row["file_name"], row["conditions"]["text"], row["seed"], row["steps"]) for row in rows] == [
             ("seed-00007.png", "a red circle", 7, 3),
             ("seed-00008.png", "a blue square", 8, 3),
