@@ -115,6 +115,10 @@ class UNet(nn.Module):
         )
         self.shortcut = LinearShortcut(in_channels, out_channels, self.vector_width) if shortcut else None
 
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Its stages: down, middle and up."""
+        return (*self.input_blocks, self.middle_block, *self.output_blocks)
+
     def _down(self, levels: Sequence[Level], skips: list[int]) -> Iterator[Stage]:
         """The encoder's stages; the width that each hands to the decoder is appended to `skips`."""
         width = self.channels

@@ -174,7 +174,7 @@ def _blocks(model: LatentDiffusion, recipe: Recipe) -> list[nn.Module]:
     unet = model.denoiser
     if not (unet.checkpointing or recipe.runtime.checkpointing):
         return []
-    stages = (*unet.input_blocks, unet.middle_block, *unet.output_blocks)
+    stages = unet.blocks()
     return [block for stage in stages for block in stage.children()]
 
 

@@ -98,7 +98,7 @@ class Share:
 def load(model: LatentDiffusion, recipe: Recipe, *, activations: int, latent: int, flops: int) -> Load:
     """The load of a model, which may be on meta."""
     unet = model.denoiser
-    stages = [_count(stage) for stage in (*unet.input_blocks, unet.middle_block, *unet.output_blocks)]
+    stages = [_count(stage) for stage in unet.blocks()]
     frozen = sum(_frozen(conditioner) for conditioner in model.conditioners.values())
     every = sum(_count(part) for part in (unet, model.conditioners, model.diffusion))
     return Load(

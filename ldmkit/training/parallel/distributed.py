@@ -182,7 +182,7 @@ def _sharded(model: LatentDiffusion, runtime: Runtime) -> LatentDiffusion:
     model.autoencoder.to(runtime.device)
     for parameter in unet.parameters():
         parameter.data = parameter.data.contiguous()  # shards have no memory format
-    for stage in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+    for stage in unet.blocks():
         if runtime.compile:
             stage.compile()
         fully_shard(stage, mesh=mesh, reshard_after_forward=True)
