@@ -18,6 +18,7 @@ from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.guidance import Guidance, Likelihood, Method
 from ldmkit.latent_diffusion import autoguidance_model, finite, sampler_options
+from ldmkit.latent_diffusion.feature_cache import FeatureCache
 from ldmkit.samplers import Callback, Clip, Grid, Sampler, Spacing, clipped, img2img, make_grid, masked, repaint
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Subset = frozenset[str]
 Negative = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 # The keys of a model's `sampling` that are not its sampler's own options.
-OWN = ("sampler", "steps", "guidance", "guidance_options", "negative", "clip")
+OWN = ("sampler", "steps", "guidance", "guidance_options", "negative", "clip", "cache")
 REPAINT = "repaint"  # a sampler that no recipe can name: it needs a picture and a mask
 DDIM_STEPS = {"ddim": "eta", "euler": "s_churn"}  # samplers whose step CFG++ is made for, while this option is 0
 STRENGTH = 0.75  # of img2img, where nothing is said
@@ -42,6 +43,7 @@ class Settings:
     guidance_options: str | Mapping[str, Any] | None = None
     negative: Negative | None = None
     clip: Clip = None
+    cache: FeatureCache | Mapping[str, Any] | int | None = None
     likelihood: Likelihood | None = None
     known: Tensor | None = None  # scaled latents (b, c, h, w) of the picture to start from
     strength: float | None = None
@@ -88,7 +90,8 @@ def sample(
     given = clipped(given, settings.clip)
     counted = finite.Steps(settings.callback)
     asked: dict[str, Any] = {"generators": generators, "callback": counted, **options}
-    with finite.explained(model, counted, steps_of(settings)):
+    caching = FeatureCache.of(settings.cache) or FeatureCache(every=1)
+    with finite.explained(model, counted, steps_of(settings)), caching.applied(model.denoiser.blocks()):
         if (strength := _strength(settings)) is None:
             latents: Any = sampler(given, noise, schedule, steps, **asked)
         else:
