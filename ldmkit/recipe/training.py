@@ -118,6 +118,8 @@ class AutoencoderTrain(Train):
 class Runtime(Section):
     """Where, how fast and in which precision; it changes no random draw.
 
+    `precision`: `auto` is bf16 (fp16 on older ones) on a GPU; on a CPU the diffusion stage measures bf16 against fp32 on its own
+    steps, takes it where it is faster, and the run keeps the choice; all else is fp32, which is the reference.
     `tf32`: matrix products of a CUDA device in TensorFloat-32. `channels_last`: convolutions see their channels last in memory.
     `checkpointing`: the denoiser's activations are computed again in the backward pass: less memory, about a third more time.
     `deterministic`: a CUDA device gives the same bits in every run, for some of its speed; a CPU does so anyway.

@@ -41,6 +41,7 @@ from ldmkit.training.logging.log import Log, Observer
 from ldmkit.training.logging.trackers import Trackers
 from ldmkit.training.optim import Group
 from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.precision import Precisions
 from ldmkit.training.probe import probe
 from ldmkit.training.stop import Stop
 from ldmkit.training.threads import Threads
@@ -350,6 +351,7 @@ class Stages:
             ranks=self.ranks,
             shard=self.recipe.runtime.distributed == "fsdp",
             threads=self.threads,
+            precisions=Precisions.of(self.directory.path, self.recipe.runtime.precision, self.runtime, self.ranks),
         )
 
     def _groups(self, model: LatentDiffusion) -> list[Group]:

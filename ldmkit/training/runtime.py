@@ -68,8 +68,8 @@ def resolve(
     """A `Runtime` of what a recipe's `runtime` section asks for.
 
     `auto` takes cuda, mps or cpu, whichever is there first; bf16 on a CUDA device that has it (fp16 on an older one), and fp32
-    elsewhere: at the size of network that is trained on a CPU, fp32 is the fastest. `threads` is torch's own number, if given;
-    `auto` is left to the stages, which measure (`ldmkit.training.threads`).
+    elsewhere, from which a stage on a CPU goes on to measure (`ldmkit.training.precision`). `threads` is torch's own number, if
+    given; `auto` is left to the stages, which measure (`ldmkit.training.threads`).
     `workers` auto is the number of cores beside the one that trains, at most 2.
     `deterministic`: a CUDA device adds in one order, and the same run gives the same bits there too; a CPU does so anyway.
     Without `tf32`, fp32 is fp32 on a CUDA device too: torch's own default rounds the inputs of convolutions.
