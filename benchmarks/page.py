@@ -21,7 +21,7 @@ TITLES = {
     "forward": ("UNet, one prediction", "No gradient. `tokens`: how many the cross-attention reads."),
     "training": (
         "Training step",
-        """Forward, backward, clipping, AdamW, average of the weights. diffusers as in its training scripts (torch's AdamW as it is,
+        """Forward, backward, clipping, AdamW, average of the weights. diffusers as in its scripts (torch's AdamW as it is,
 `EMAModel`), ldmkit as `ldmkit run` (fused AdamW, one `foreach` average). bf16: autocast over float32 weights, attention that
 needs a gradient in float32. The error is that of the gradients' norm.""",
     ),

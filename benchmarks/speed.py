@@ -219,7 +219,8 @@ def autoencoder(name: str, way: str, rounds: int, device: torch.device, *, size:
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
     ).eval()
-    theirs.load_state_dict(export(autoencoder_rules(ours), ours.state_dict()))
+    weights = {name: value for name, value in ours.state_dict().items() if not name.startswith("latent_")}
+    theirs.load_state_dict(export(autoencoder_rules(ours), weights))
     theirs = theirs.to(device)
     half = copy.deepcopy(ours).bfloat16().to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(1)

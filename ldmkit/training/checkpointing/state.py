@@ -38,8 +38,8 @@ class TrainingState:
         step: optimizer steps done, skipped ones included.
         position: samples consumed.
         skipped: updates left out in all, and in a row up to now.
-        deferred: whether updates are left out on the device, and counted when `look` is called: nothing waits in between. Averages
-            then follow in any case, towards weights that stayed where they were.
+        deferred: whether updates are left out on the device, and counted when `look` is called: nothing waits in between.
+            Averages then follow in any case, towards weights that stayed where they were.
     """
 
     modules: Mapping[str, nn.Module]

@@ -139,7 +139,9 @@ class StageLog:
     ) -> dict[str, float] | None:
         """`done` steps are done; `values` are means over this step's `images`. Nothing waits for the device in between.
 
-        `good` () bool, on the device: whether the values count; None: they do. Returns what was written, if this step is one at which a line is.
+        `good` () bool, on the device: whether the values count; None: they do.
+
+        Returns what was written, if this step is one at which a line is.
         """
         self._images += images
         self._times.append((time.monotonic(), done, self._images))
