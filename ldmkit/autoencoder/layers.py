@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldmkit.denoiser.attention import attend
 from ldmkit.denoiser.layers import undivided, usual_groups
 
 AttentionType = Literal["none", "vanilla", "linear"]
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         h = self.norm(x)
         # (b, c, h, w) -> (b, 1 head, h w, c), contiguous: otherwise torch forms the whole (h w, h w) matrix.
         q, k, v = (layer(h).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for layer in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
@@ -125,21 +126,35 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
 
 
-class Upsample(nn.Module):
-    """Twice the size by nearest neighbour, then a convolution.
+class DoublingConv2d(nn.Conv2d):
+    """A 3x3 convolution of a map that is doubled by nearest neighbour first.
 
     On a CPU in full precision both are one transposed convolution, equal up to rounding: no map is repeated fourfold before it
     is summed again, which takes half the time forwards and backwards.
     """
 
     def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, 2 h, 2 w)."""
+        if input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64):
+            return F.conv_transpose2d(input, folded(self.weight), self.bias, stride=2, padding=1)
+        return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest"))
+
+
+class Upsample(nn.Module):
+    """Twice the size by nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv: nn.Module = DoublingConv2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, 2 h, 2 w)."""
-        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-            return F.conv_transpose2d(x, folded(self.conv.weight), self.conv.bias, stride=2, padding=1)
+        if isinstance(self.conv, DoublingConv2d):
+            return self.conv(x)  # type: ignore[no-any-return]
+        # An adapter or a quantised layer in its place convolves and knows of no doubling.
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
 
 

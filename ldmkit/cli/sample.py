@@ -194,7 +194,7 @@ _OTHERWISE = {
 
 
 def sampler_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`--option`: the sampler's own options, and `clip`. Raises a usage error for what is another flag's."""
+    """`--option`: the sampler's own options, `clip` and `cache`. Raises a usage error for what is another flag's."""
     own = values(texts, "--option")
     for name in own:
         if name in _OTHERWISE:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmkit.denoiser.layers import Context, group_norm, zeroed
+from ldmkit.denoiser.pointwise import PointwiseConv1d
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(query key^T / sqrt(d)) value: (b, heads, n, d) and (b, heads, l, d) twice -> (b, heads, n, d).
+
+    On a CPU, where a gradient will be asked for, 16-bit types are computed in float32: the backward pass of torch's kernel takes
+    a multiple of the time in them.
+    """
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if not (half and query.device.type == "cpu" and query.requires_grad):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    with torch.autocast("cpu", enabled=False):
+        found = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
+    return found.to(query.dtype)
 
 
 class AttentionBlock(nn.Module):
@@ -18,20 +34,19 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = group_norm(channels, groups=groups)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+        self.qkv = PointwiseConv1d(channels, 3 * channels)
+        self.proj_out = zeroed(PointwiseConv1d(channels, channels))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
         b, c, h, w = x.shape
-        normed = self.norm(x).flatten(2).transpose(1, 2)  # (b, h * w, c)
-        # The 1x1 convolutions are applied as linear layers: with c last, the attention needs no copies.
-        qkv = F.linear(normed, self.qkv.weight.flatten(1), self.qkv.bias)
-        qkv = qkv.view(b, h * w, self.heads, 3, c // self.heads)
+        qkv = self.qkv(self.norm(x).flatten(2)).transpose(
+            1, 2
+        )  # (b, h * w, 3 c): c lies last, the attention needs no copies
+        qkv = qkv.reshape(b, h * w, self.heads, 3, c // self.heads)
         query, key, value = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # each (b, heads, h * w, c / heads)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        added = F.linear(attended, self.proj_out.weight.flatten(1), self.proj_out.bias)
-        return x + added.transpose(1, 2).reshape(x.shape)
+        attended = attend(query, key, value).transpose(1, 2).flatten(2)
+        return x + self.proj_out(attended.transpose(1, 2)).reshape(x.shape)  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -50,5 +65,5 @@ class CrossAttention(nn.Module):
         query, key, value = self.to_q(x), self.to_k(tokens), self.to_v(tokens)
         # Each (b, heads, n or l, width / heads).
         query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attend(query, key, value, mask)
         return self.to_out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ldmkit.denoiser.attention import CrossAttention
 from ldmkit.denoiser.layers import Context, group_norm, zeroed
+from ldmkit.denoiser.pointwise import PointwiseConv2d
 
 
 class GEGLU(nn.Module):
@@ -92,20 +93,32 @@ class SpatialTransformer(nn.Module):
         only_cross: bool = False,
     ) -> None:
         super().__init__()
+        self.linear = linear
         self.norm = group_norm(channels, groups=groups, eps=1e-6)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, heads=heads, context_width=context_width, dropout=dropout, only_cross=only_cross)
             for _ in range(depth)
         )
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-        self.proj_out = zeroed(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+        self.proj_in = nn.Linear(channels, channels) if linear else PointwiseConv2d(channels, channels)
+        self.proj_out = zeroed(nn.Linear(channels, channels) if linear else PointwiseConv2d(channels, channels))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
-        h = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (b, h * w, c)
-        # A 1x1 convolution is a linear layer over pixels; in this layout it needs no second transposition.
-        h = F.linear(h, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        h = self.norm(x)
+        # A linear layer reads pixels with their channels last, a convolution a grid; views of one another both ways.
+        h = self.proj_in(_pixels(h)) if self.linear else _pixels(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, context.tokens, context.mask)
-        h = F.linear(h, self.proj_out.weight.flatten(1), self.proj_out.bias)
-        return x + h.transpose(1, 2).reshape(x.shape)
+        size = x.shape[2:]
+        h = _grid(self.proj_out(h), size) if self.linear else self.proj_out(_grid(h, size))
+        return x + h.reshape(x.shape)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(b, c, h, w) -> (b, h w, c)."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _grid(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(b, h w, c) -> (b, c, h, w)."""
+    return x.reshape(x.shape[0], *size, x.shape[2]).permute(0, 3, 1, 2)

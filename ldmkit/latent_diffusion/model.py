@@ -22,6 +22,7 @@ from ldmkit.guidance import METHODS, Guidance, Likelihood, Method
 from ldmkit.latent_diffusion import finite, sampling, serialization, user_images
 from ldmkit.latent_diffusion.arguments import Size, precision, sides, whole
 from ldmkit.latent_diffusion.draws import Draws, Slot
+from ldmkit.latent_diffusion.feature_cache import FeatureCache
 from ldmkit.latent_diffusion.notebook import model_page
 from ldmkit.latent_diffusion.sampled import SampledImages
 from ldmkit.latent_diffusion.sampler_options import GRID
@@ -41,8 +42,8 @@ class LatentDiffusion(nn.Module):
         diffusion: schedule, prediction and objective.
         size: the training image's (h, w) in pixels.
         samplers: name -> sampler, for `sample(sampler=name)`.
-        sampling: defaults of `sample`: ``sampler``, ``steps``, ``guidance``, ``guidance_options``, ``negative``, ``clip`` and the
-            sampler's options.
+        sampling: defaults of `sample`: ``sampler``, ``steps``, ``guidance``, ``guidance_options``, ``negative``, ``clip``,
+            ``cache`` and the sampler's options.
         slots: where each conditioner came from.
         loader: (path, weights) -> another model, for autoguidance by a path.
         parts: ``autoencoder`` and ``denoiser`` -> `type` and options, for `config`; default: those of the core's own classes.
@@ -308,6 +309,7 @@ class LatentDiffusion(nn.Module):
         guidance_options: str | Mapping[str, Any] | None = None,
         negative: Negative | None = None,
         clip: Clip = None,
+        cache: FeatureCache | Mapping[str, Any] | int | None = None,
         likelihood: Likelihood | None = None,
         image: Any = None,
         strength: float | None = None,
@@ -335,6 +337,8 @@ class LatentDiffusion(nn.Module):
             negative: slot -> value that stands in for the slot's null; for perp-neg also a sequence of such mappings.
             clip: bounds on the predicted x_0, for models of pixels: True for [-1, 1], a number for [-r, r], a mapping of
                 `quantile` and `max` for dynamic thresholding, False for none (`samplers.clipped`); default: as saved, else none.
+            cache: ``{"every": 3}`` runs the denoiser's inner blocks in every third evaluation only and takes what they gave in
+                between: faster, and another image (`FeatureCache`); default: as saved, else never.
             likelihood: a log-likelihood from outside to climb.
             image: the picture to start from (`pictures.read`): with `strength` alone it is varied (img2img), with a `mask` a part
                 of it is painted anew.
@@ -375,6 +379,7 @@ class LatentDiffusion(nn.Module):
             guidance_options=guidance_options,
             negative=negative,
             clip=clip,
+            cache=cache,
             likelihood=likelihood,
             known=None if start is None else self._encoded(start),
             strength=strength,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from ldmkit.errors import PluginError, UsageError
 from ldmkit.guidance import Guidance, Likelihood, Method
 from ldmkit.latent_diffusion import autoguidance_model, finite, sampler_options
 from ldmkit.latent_diffusion.arguments import whole
+from ldmkit.latent_diffusion.feature_cache import FeatureCache
 from ldmkit.samplers import Callback, Clip, Grid, Sampler, Spacing, clipped, img2img, make_grid, masked, repaint
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 Subset = frozenset[str]
 Negative = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 # The keys of a model's `sampling` that are not its sampler's own options.
-OWN = ("sampler", "steps", "guidance", "guidance_options", "negative", "clip")
+OWN = ("sampler", "steps", "guidance", "guidance_options", "negative", "clip", "cache")
 REPAINT = "repaint"  # a sampler that no recipe can name: it needs a picture and a mask
 DDIM_STEPS = {"ddim": "eta", "euler": "s_churn"}  # samplers whose step CFG++ is made for, while this option is 0
 STRENGTH = 0.75  # of img2img, where nothing is said
@@ -43,6 +45,7 @@ class Settings:
     guidance_options: str | Mapping[str, Any] | None = None
     negative: Negative | None = None
     clip: Clip = None
+    cache: FeatureCache | Mapping[str, Any] | int | None = None
     likelihood: Likelihood | None = None
     known: Tensor | None = None  # scaled latents (b, c, h, w) of the picture to start from
     strength: float | None = None
@@ -93,7 +96,9 @@ def sample(
     given = clipped(given, settings.clip)
     counted = finite.Steps(settings.callback)
     asked: dict[str, Any] = {"generators": generators, "callback": counted, **options}
-    with finite.explained(model, counted, steps_of(settings)):
+    cache = FeatureCache.of(settings.cache)
+    caching = nullcontext() if cache is None else cache.applied(model.denoiser.blocks())
+    with finite.explained(model, counted, steps_of(settings)), caching:
         if (strength := _strength(settings)) is None:
             latents: Any = sampler(given, noise, schedule, steps, **asked)
         else:

@@ -100,7 +100,7 @@ DATA_SOURCE = Kind(
 SAMPLER = Kind(
     "sampler",
     reserved=frozenset(
-        {"type", "steps", "count", "guidance", "guidance_options", "negative", "clip", "seed", "sampler"}
+        {"type", "steps", "count", "guidance", "guidance_options", "negative", "clip", "cache", "seed", "sampler"}
     ),
     skipped=frozenset({"generators", "callback"}),
 )

@@ -104,7 +104,7 @@ class RuntimeKeys(Section):
     """A `Runtime` of what a recipe's `runtime` section asks for."""
 
     device: Annotated[str, Field(description='`auto` takes cuda, mps or cpu, whichever is there first.')] = 'auto'
-    precision: Annotated[Literal['auto', 'fp32', 'bf16', 'fp16'], Field(description='`auto` is bf16 on a CUDA device that has it (fp16 on an older one), and fp32 elsewhere: at the size of network that is trained on a CPU, fp32 is the fastest.')] = 'auto'
+    precision: Annotated[Literal['auto', 'fp32', 'bf16', 'fp16'], Field(description='`auto` is bf16 on a CUDA device that has it (fp16 on an older one); on a CPU the diffusion stage measures bf16 against fp32 on its own steps, takes it where it is faster, and the run keeps the choice; all else is fp32.')] = 'auto'
     tf32: Annotated[bool, Field(description='matrix products of a CUDA device in TensorFloat-32; without it fp32 is fp32 there too.')] = False
     channels_last: Annotated[bool, Field(description='convolutions see their channels last in memory.')] = False
     compile: Annotated[bool, Field(description='the denoiser is compiled.')] = False

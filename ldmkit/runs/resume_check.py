@@ -128,6 +128,11 @@ def shortened(recipe: Recipe, n: int, k: int, folder: Path | None = None) -> Rec
     """
     changes: dict[str, Any] = {"evaluate": [], "sample.count": 2, "sample.steps": 1}
     changes |= {"runtime.threads": 1, "runtime.trackers": []}
+    if recipe.runtime.precision == "auto":
+        from ldmkit.training.runtime import resolve
+
+        # Else each of the two runs would measure for itself.
+        changes["runtime.precision"] = resolve(device=recipe.runtime.device).precision
     if recipe.runtime.cache == "auto" and folder is not None:
         changes["runtime.cache"] = str(folder / "latents")
     sections = ["train"] if recipe.autoencoder.train is None else ["train", "autoencoder.train"]

@@ -42,6 +42,7 @@ from ldmkit.training.logging.log import Log, Observer
 from ldmkit.training.logging.trackers import Trackers
 from ldmkit.training.optim import Group, Made
 from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.precision import Precisions
 from ldmkit.training.probe import probe
 from ldmkit.training.stop import Stop
 from ldmkit.training.threads import Threads
@@ -375,6 +376,7 @@ class Stages:
             shard=self.recipe.runtime.distributed == "fsdp",
             optimizer=self._optimizer(self.recipe.train),
             threads=self.threads,
+            precisions=Precisions.of(self.directory.path, self.recipe.runtime.precision, self.runtime, self.ranks),
         )
         model.extra = ExtraLosses()  # they are no part of the trained model
         return state

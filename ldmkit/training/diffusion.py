@@ -27,6 +27,7 @@ from ldmkit.training.parallel.distributed import engine as engine_for
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.periodic import Between, give_up
 from ldmkit.training.posthoc import PostHoc
+from ldmkit.training.precision import Precisions
 from ldmkit.training.probe import probe
 from ldmkit.training.runtime import Runtime
 from ldmkit.training.stop import Stop
@@ -57,6 +58,7 @@ def train_diffusion(
     shard: bool = False,
     optimizer: Made | None = None,
     threads: Threads | None = None,
+    precisions: Precisions | None = None,
 ) -> TrainingState:
     """Trains the denoiser and the conditioners of `model` up to `settings.steps`, from the newest checkpoint on.
 
@@ -71,6 +73,7 @@ def train_diffusion(
         shard: split the weights and all that belongs to them among the ranks, instead of a copy for each.
         optimizer: what `settings.optimizer` names, where a plugin has it.
         threads: finds out how many of them are the fastest; default: torch's number stays.
+        precisions: finds out whether 16 bits are faster; default: the runtime's precision stays.
 
     The extra terms of the loss are those of `model.extra`.
 
@@ -101,9 +104,11 @@ def train_diffusion(
     )
     validated = held_out(validation, model.conditioners, most=VALIDATION, settings=settings, seed=seed)
 
+    computing: Runtime = runtime
+
     def score() -> tuple[dict[str, float], float]:
         with averaged(own, state.ema):
-            loss = validation_loss(own, validated, seed, runtime, ranks)
+            loss = validation_loss(own, validated, seed, computing, ranks)
         return {"validation": loss}, loss
 
     def draw(step: int) -> None:
@@ -111,11 +116,12 @@ def train_diffusion(
         with averaged(own, state.ema), engine.whole():
             ranks.decide(partial(pictures, step))
 
-    def trial() -> None:
+    def trial(computed: Runtime | None = None) -> None:
         with undone(state.modules.values()):
-            _gradients(engine, batch, state, settings, seed, runtime, ranks)
+            _gradients(engine, batch, state, settings, seed, computed or computing, ranks)
 
     pace = (threads or Threads()).pace(STAGE, state.step, log, trial)
+    undecided = state.step < settings.steps
     with log.stage(STAGE, total=settings.steps, done=state.step, every=settings.log_every) as out:
         between = Between(
             what="training the diffusion stage",
@@ -131,16 +137,23 @@ def train_diffusion(
             batch = next(loader)
             if cache is not None:
                 batch = cache.attach(batch)
+            if undecided:
+                computing = (precisions or Precisions()).runtime(computing, STAGE, state.step, log, trial)
+                undecided = False
             with pace.step(state.step):
-                good, values = _step(engine, batch, state, settings, seed, runtime, ranks)
-                if good:
+                good, values = _step(engine, batch, state, settings, seed, computing, ranks)
+                if good is not False:
                     state.average()
+            # On a device it is looked at when the log reads it too.
+            due = (state.step + 1) % settings.log_every == 0
+            left_out = (due and state.look()) if state.deferred else state.skipped_in_a_row > 0
             if state.diverged:
                 raise give_up(batch, state, checkpoints, stage=STAGE, what="the diffusion loss")
             seen = len(batch) * ranks.count
             state.advance(seen)
-            out.step(state.step, values if good else {}, images=seen)
-            if state.skipped_in_a_row:
+            counted = good if isinstance(good, Tensor) else None
+            out.step(state.step, {} if good is False else values, images=seen, good=counted)
+            if left_out:
                 out.alarm(state.step, "the gradient was not finite, and the update is left out")
             post_hoc = state.post_hoc
             if post_hoc is not None and (state.step == settings.steps or state.step % post_hoc.every == 0):
@@ -160,16 +173,20 @@ def begin(
     optimizer: Made | None = None,
 ) -> TrainingState:
     """The state before the first step. What extra losses train is in the optimizer and in checkpoints, and in no average."""
-    parameters, extra = trainable(model), model.extra.trained()
+    parameters, extra, runtime = trainable(model), model.extra.trained(), runtime or Runtime()
     modules = owners(TrainedPart(model)) | owners(model.extra.terms, "losses.")
     every = groups if groups is not None else [Group({**parameters, **extra})]
     optimization = Optimization.of(every, settings, optimizer=optimizer, modules=modules)
+    scaler = runtime.scaler()
+    # A CPU has nothing to wait for; fp16's scaler waits itself.
+    elsewhere = runtime.device.type != "cpu" and not scaler.is_enabled()
     return TrainingState(
         modules={"model": TrainedPart(model), **({"losses": model.extra.terms} if extra else {})},
         optimizers={"model": optimization},
         ema=None if settings.ema is None else EMA(parameters, decay=settings.ema),
         post_hoc=PostHoc.of(parameters, settings.post_hoc),
-        scaler=(runtime or Runtime()).scaler(),
+        scaler=scaler,
+        deferred=elsewhere and optimization.decides_on_the_device,
     )
 
 
@@ -196,15 +213,16 @@ def _own(groups: Sequence[Group] | None, model: LatentDiffusion) -> list[Group] 
 
 def _step(
     engine: Engine, batch: Batch, state: TrainingState, settings: Train, seed: int, runtime: Runtime, ranks: Ranks
-) -> tuple[bool, dict[str, Tensor]]:
-    """One optimizer step.
+) -> tuple[bool | Tensor, dict[str, Tensor]]:
+    """One optimizer step: whether it was made, on the device where that is `deferred`, and what is logged of it.
 
     Means over this rank's rows: the gradients' mean over the ranks is the engine's, that of the values the log's.
     """
     values = _gradients(engine, batch, state, settings, seed, runtime, ranks)
     optimization = state.optimizers["model"]
     optimization.hold_back(state.step)
-    good, norm = state.update("model", clip=settings.clip)
+    update = state.defer_update if state.deferred else state.update
+    good, norm = update("model", clip=settings.clip)
     return good, {**values, "gradient_norm": norm, "lr": torch.tensor(optimization.rate)}
 
 

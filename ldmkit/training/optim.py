@@ -233,9 +233,22 @@ class Optimization:
         """Those that are there now, in group order."""
         return [p.grad for p in self._names if p.grad is not None]
 
-    def step(self) -> None:
-        """One update."""
-        self.optimizer.step()
+    @property
+    def decides_on_the_device(self) -> bool:
+        """Whether `step` can leave an update out without anybody waiting for the device: torch's fused optimizers can."""
+        return bool(self.groups) and all(group.get("fused") for group in self.optimizer.param_groups)
+
+    def step(self, good: Tensor | None = None) -> None:
+        """One update; where `good` () is False the weights and moments stay, which `decides_on_the_device` alone takes."""
+        if good is None:
+            self.optimizer.step()
+            return
+        # What torch's own loss scaler hands to a fused optimizer.
+        self.optimizer.found_inf = (~good).to(torch.float32)  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state as ``NAME:exp_avg`` and the like; parameters that never moved have none."""

@@ -70,8 +70,8 @@ def resolve(
 
     Args:
         device: `auto` takes cuda, mps or cpu, whichever is there first.
-        precision: `auto` is bf16 on a CUDA device that has it (fp16 on an older one), and fp32 elsewhere: at the size of network
-            that is trained on a CPU, fp32 is the fastest.
+        precision: `auto` is bf16 on a CUDA device that has it (fp16 on an older one); on a CPU the diffusion stage measures bf16
+            against fp32 on its own steps, takes it where it is faster, and the run keeps the choice; all else is fp32.
         tf32: matrix products of a CUDA device in TensorFloat-32; without it fp32 is fp32 there too.
         channels_last: convolutions see their channels last in memory.
         compile: the denoiser is compiled.

@@ -7,6 +7,7 @@ reading a number of one (`.item()`, `bool(tensor)`, `nonzero`, boolean indexing)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,12 @@ from ldmkit.autoencoder import KLAutoencoder
 from ldmkit.conditioning import Conditioner, ConditionerSet, Conditioning, Dropout, Ports
 from ldmkit.denoiser.unet import UNet
 from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.recipe import Train
+from ldmkit.training.diffusion import _step, begin
+from ldmkit.training.logging.log import Log
+from ldmkit.training.parallel.distributed import engine as engine_for
+from ldmkit.training.parallel.ranks import Ranks
+from ldmkit.training.runtime import Runtime
 
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "item", "equal", "masked_select", "unique"}
 
@@ -120,6 +127,30 @@ def test_a_step_waits_for_nothing(numbers, dropped):
 
 def test_a_conditioner_that_reads_a_number_is_seen():
     assert waits(make(reads_a_number=True), [1.0, 2.0], [False, False]) == ["_local_scalar_dense"]
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_whole_step_waits_for_nothing_where_updates_are_deferred(deferred):
+    """Gradients, their norm, the optimizer, averages, buffers and the log; the usual way reads whether the norm is finite."""
+    model, settings, runtime, ranks = make(), Train(steps=9, batch=3, accumulate=1), Runtime(), Ranks()
+    state, engine = begin(model, settings, None, runtime), engine_for(model, ranks, runtime)
+    state.deferred = deferred
+    batch = model.batch([{"image": torch.zeros(3, 16, 16), "number": number} for number in (1.0, 2.0, None)])
+    model.autoencoder.fit = lambda images: images
+    model.diffusion.schedule.log_snr = _of_device(model.diffusion.schedule)
+    device = Device()
+    with Log().stage("diffusion", total=9, every=9) as out:
+        for step in range(2):
+            with device if step else nullcontext():
+                good, values = _step(engine, batch, state, settings, 0, runtime, ranks)
+                state.average()
+                state.advance(3)
+                counted = good if isinstance(good, Tensor) else None
+                out.step(step + 1, values, images=3, good=counted)
+            assert state.ema is not None
+            device.mark(*model.parameters(), *model.buffers(), *state.ema.tensors().values(), batch.images)
+            device.mark(*(v for kept in state.optimizers["model"].optimizer.state.values() for v in kept.values()))
+    assert device.waits == ([] if deferred else ["_local_scalar_dense"])
 
 
 def test_what_is_decided_stays_on_the_cpu_when_a_batch_is_moved():

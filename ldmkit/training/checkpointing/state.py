@@ -38,6 +38,8 @@ class TrainingState:
         step: optimizer steps done, skipped ones included.
         position: samples consumed.
         skipped: updates left out in all, and in a row up to now.
+        deferred: whether updates are left out on the device, and counted when `look` is called: nothing waits in between.
+            Averages then follow in any case, towards weights that stayed where they were.
     """
 
     modules: Mapping[str, nn.Module]
@@ -49,12 +51,14 @@ class TrainingState:
     position: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    deferred: bool = False
+    _unread: Unread = field(init=False, repr=False)
     _in_a_row: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _running: Running = field(init=False, repr=False)
     _spoilt: bool = field(default=False, init=False, repr=False)  # whether an update of this step was skipped
 
     def __post_init__(self) -> None:
-        self._running = Running(self.modules.values())
+        self._running, self._unread = Running(self.modules.values()), Unread()
 
     # one update
 
@@ -84,6 +88,21 @@ class TrainingState:
             self.skipped_in_a_row = max(self._in_a_row.values())
         return good, norm
 
+    def defer_update(self, name: str, *, clip: float | None) -> tuple[Tensor, Tensor]:
+        """The same where `deferred`: (done () bool, gradient norm), both still on the device."""
+        optimization = self.optimizers[name]
+        norm = optimization.gradient_norm(clip)
+        good = torch.isfinite(norm)
+        optimization.step(good)
+        self._unread.add(good)
+        return good, norm
+
+    def look(self) -> bool:
+        """Whether `defer_update` has left any out since the last time; waits for the device."""
+        before = self.skipped
+        self.skipped, self.skipped_in_a_row = self._unread.read(self.skipped, self.skipped_in_a_row)
+        return self.skipped > before
+
     def average(self) -> None:
         """The averages follow the weights, after an update that was made."""
         if self.ema is not None:
@@ -98,7 +117,9 @@ class TrainingState:
 
     def advance(self, samples: int) -> None:
         """One optimizer step is over. What its forward pass spoilt, if its update was skipped, is what it was before."""
-        if self._spoilt:
+        if self.deferred:
+            self._running.mend_on_the_device()
+        elif self._spoilt:
             self._running.mend()
         self._running.keep()
         self._spoilt = False
@@ -109,6 +130,7 @@ class TrainingState:
 
     def save(self, checkpoints: Checkpoints, *, score: float | None = None) -> None:
         """Publishes a checkpoint of this step."""
+        self.look()
         tensors = {name: trained_tensors(module) for name, module in self.modules.items()}
         tensors |= {f"{name}-optimizer": o.tensors() for name, o in self.optimizers.items() if o.groups}
         if self.ema is not None:
@@ -149,6 +171,27 @@ class TrainingState:
         for name in ("step", "position", "skipped", "skipped_in_a_row"):
             setattr(self, name, int(counters[name]))
         self._running = Running(self.modules.values())
+
+
+class Unread:
+    """Whether updates were made, by tensors on the device that nobody has read yet."""
+
+    def __init__(self) -> None:
+        self._good: list[Tensor] = []
+
+    def add(self, good: Tensor) -> None:
+        """Of the next update."""
+        self._good.append(good)
+
+    def read(self, skipped: int, in_a_row: int) -> tuple[int, int]:
+        """Both counters after these updates; in a row is PATIENCE where it was that at any time."""
+        made = torch.stack(self._good).tolist() if self._good else []
+        self._good.clear()
+        for good in made:
+            skipped += not good
+            if in_a_row < PATIENCE:  # too many in a row end the stage, whatever came after them
+                in_a_row = 0 if good else in_a_row + 1
+        return skipped, in_a_row
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ldmkit.training.logging.console import Console, duration
@@ -111,7 +112,7 @@ class StageLog:
     def __init__(self, log: Log, name: str, *, total: int, done: int, every: int) -> None:
         self.log, self.name, self.total, self.every = log, name, total, every
         self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, int | Tensor] = {}
         self._times: deque[tuple[float, int, int]] = deque(maxlen=64)  # when, steps done, images seen
         self._times.append((time.monotonic(), done, 0))
         self._images = 0
@@ -133,8 +134,12 @@ class StageLog:
         self._board = None
         self.log.current = None
 
-    def step(self, done: int, values: Mapping[str, Tensor | float], *, images: int) -> dict[str, float] | None:
+    def step(
+        self, done: int, values: Mapping[str, Tensor | float], *, images: int, good: Tensor | None = None
+    ) -> dict[str, float] | None:
         """`done` steps are done; `values` are means over this step's `images`. Nothing waits for the device in between.
+
+        `good` () bool, on the device: whether the values count; None: they do.
 
         Returns what was written, if this step is one at which a line is.
         """
@@ -142,14 +147,17 @@ class StageLog:
         self._times.append((time.monotonic(), done, self._images))
         for name, value in values.items():
             detached = value.detach() if isinstance(value, Tensor) else value
+            if good is not None:
+                detached = torch.where(good, torch.as_tensor(detached).to(good.device, non_blocking=True), 0.0)
             self._sums[name] = self._sums.get(name, 0.0) + detached
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._counts[name] = self._counts.get(name, 0) + (1 if good is None else good.long())
         line = self._flush(done) if done % self.every == 0 or done == self.total or self._text == "" else None
         self._progress.update(done, self._text)
         return line
 
     def _flush(self, done: int) -> dict[str, float]:
-        means = self.log.ranks.means({name: float(total) / self._counts[name] for name, total in self._sums.items()})
+        counts = {name: int(count) for name, count in self._counts.items()}
+        means = self.log.ranks.means({n: float(total) / counts[n] for n, total in self._sums.items() if counts[n]})
         self._sums.clear()
         self._counts.clear()
         (then, before, seen), (now, _, _) = self._times[0], self._times[-1]
