@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -149,9 +149,14 @@ def names(module: str) -> str:
             page = other.removeprefix("ldmkit.")
             lines += [f"See [{other}.{name}]({page}.md#{other}.{name}).", ""]
         elif inspect.isclass(value) or inspect.isfunction(value):
-            lines += [f"::: {value.__module__}.{value.__qualname__}", "    options: {show_root_heading: false}", ""]
+            lines += [
+                f"::: {value.__module__}.{value.__qualname__}",
+                "    options: {show_root_heading: false, show_root_toc_entry: false}",
+                "",
+            ]
         else:
-            lines += [f"`{type(value).__name__}`", ""]
+            known = describe(value) if get_args(value) else f"a {type(value).__name__}"
+            lines += [f"`{known}`", ""]
     return "\n".join(lines)
 
 

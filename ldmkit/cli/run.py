@@ -79,9 +79,9 @@ def shortened(recipe: Recipe) -> tuple[str, ...]:
                 f"{key}.warmup": min(stage.warmup, QUICK_STEPS // 2),
             }
             found[f"{key}.batch"] = min(stage.batch, QUICK_COUNT)
-    adversarial = recipe.autoencoder.loss.adversarial
+    adversarial = recipe.resolved()["autoencoder"].get("loss", {}).get("adversarial")
     if recipe.autoencoder.train is not None and adversarial is not None:
-        found["autoencoder.loss.adversarial.start"] = min(adversarial.start, QUICK_STEPS // 2)
+        found["autoencoder.loss.adversarial.start"] = min(adversarial["start"], QUICK_STEPS // 2)
     for number, metric in enumerate(recipe.evaluate):
         if "count" in metric.options:
             found[f"evaluate.{number}.count"] = QUICK_COUNT

@@ -18,6 +18,7 @@ from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import PluginError, UsageError
 from ldmkit.guidance import Guidance, Likelihood, Method
 from ldmkit.latent_diffusion import autoguidance_model, finite, sampler_options
+from ldmkit.messages import did_you_mean
 from ldmkit.samplers import Callback, Clip, Grid, Sampler, Spacing, clipped, img2img, make_grid, masked, repaint
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def find(model: LatentDiffusion, name: str) -> Sampler:
         return repaint
     if name not in model.samplers:
         there = ", ".join(sorted(model.samplers))
-        raise UsageError(f"no sampler is called {name!r}", hint=f"there are {there}; and {REPAINT}, with a mask")
+        guess = did_you_mean(name, [*model.samplers, REPAINT])
+        raise UsageError(f"no sampler is called {name!r}{guess}", hint=f"there are {there}; and {REPAINT}, with a mask")
     return model.samplers[name]
 
 
