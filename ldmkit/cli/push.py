@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def command(
 
 def _asked(dry_run: bool) -> str:
     """The licence, from whoever sits there. Raises a usage error where nobody does."""
-    if click.get_text_stream("stdin").isatty() and not dry_run:
+    if sys.stdin.isatty() and not dry_run:
         return str(click.prompt("Under which licence (apache-2.0, cc-by-4.0, other)", err=True)).strip()
     raise click.UsageError("no licence is stated for this model; say one: --licence apache-2.0")
 
