@@ -29,8 +29,11 @@ VERBS = (
     "doctor",
     "import",
     "export",
+    "push",
+    "tail",
     "ema",
     "verify-resume",
+    "completion",
 )
 
 FIRST_SCREEN = """\
@@ -101,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The `ldmkit` command."""
     from ldmkit.training.openmp import wait_passively
 
+    if "_LDMKIT_COMPLETE" in os.environ:  # a shell asks what may come next
+        sys.exit(group.main(prog_name="ldmkit"))
     wait_passively()  # before anything imports torch
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given

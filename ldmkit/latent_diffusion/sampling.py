@@ -21,6 +21,7 @@ from ldmkit.guidance import Guidance, Likelihood, Method
 from ldmkit.latent_diffusion import autoguidance_model, finite, sampler_options
 from ldmkit.latent_diffusion.arguments import whole
 from ldmkit.latent_diffusion.feature_cache import FeatureCache
+from ldmkit.messages import did_you_mean
 from ldmkit.samplers import Callback, Clip, Grid, Sampler, Spacing, clipped, img2img, make_grid, masked, repaint
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def find(model: LatentDiffusion, name: str) -> Sampler:
         return repaint
     if name not in model.samplers:
         there = ", ".join(sorted(model.samplers))
-        raise UsageError(f"no sampler is called {name!r}", hint=f"there are {there}; and {REPAINT}, with a mask")
+        guess = did_you_mean(name, [*model.samplers, REPAINT])
+        raise UsageError(f"no sampler is called {name!r}{guess}", hint=f"there are {there}; and {REPAINT}, with a mask")
     return model.samplers[name]
 
 

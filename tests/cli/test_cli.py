@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ldmkit
 from ldmkit import cli
 from ldmkit.cli import shared
 from ldmkit.errors import DataError
@@ -130,7 +131,7 @@ def test_run_prints_its_first_line_before_torch_and_hands_on_what_it_was_given(h
     sys.modules["ldmkit.runs.run"].run = run
     assert call("run", "superres", "--set", "train.steps=7", "--out", "there", "--fresh") == 0
     line = capsys.readouterr().out.splitlines()[0]
-    assert line.startswith("ldmkit 0.1")
+    assert line.startswith(f"ldmkit {ldmkit.__version__}")
     assert "superres" in line
     assert "there" in line
     assert line.endswith("loading torch...")

@@ -28,7 +28,7 @@ def test_the_package_says_what_it_needs_and_its_recipe_is_valid(tmp_path, monkey
     folder = write("far-view", tmp_path / "p")
     project = tomllib.loads((folder / "pyproject.toml").read_text())
     assert project["project"]["entry-points"]["ldmkit"] == {"far-view": "ldmkit_far_view"}
-    assert project["project"]["dependencies"][0] == "ldmkit>=0.1,<0.2"
+    assert project["project"]["dependencies"][0] == "ldmkit>=0.2,<0.3"
     assert not [path for path in folder.rglob("*") if "$" in path.name or (path.is_file() and "$" in path.read_text())]
     monkeypatch.syspath_prepend(str(folder))
     registry = plugins.load(files=[folder / "ldmkit_far_view" / "__init__.py"])

@@ -112,7 +112,7 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize("options", [{}, {"context_width": 8}], ids=["self-attention", "tokens"])
 def test_an_adapter_around_a_pointwise_layer_is_its_merged_weight(options):
     torch.manual_seed(0)
-    unet, merged = UNet.of_widths(**SMALL, **options).double(), UNet(**SMALL, **options).double()
+    unet, merged = UNet.of_widths(**SMALL, **options).double(), UNet.of_widths(**SMALL, **options).double()
     for parameter in unet.parameters():
         nn.init.normal_(parameter, std=0.2)
     merged.load_state_dict(unet.state_dict())
