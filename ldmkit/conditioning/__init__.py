@@ -2,7 +2,7 @@
 
 from ldmkit.conditioning.conditioner import RESERVED, Conditioner, as_tensor, fitted
 from ldmkit.conditioning.conditioner_set import ConditionerSet
-from ldmkit.conditioning.dropout import Dropout, Subset
+from ldmkit.conditioning.dropout import Dropout, DroppedSlots, KeptSlots
 from ldmkit.conditioning.stored_null import StoredNull
 from ldmkit.conditioning.types import (
     Batch,
@@ -25,11 +25,12 @@ __all__ = [
     "ConditionerSet",
     "Conditioning",
     "Dropout",
+    "DroppedSlots",
     "ForeignStage",
+    "KeptSlots",
     "LatentSpec",
     "Ports",
     "StoredNull",
-    "Subset",
     "Tensors",
     "Values",
     "as_tensor",

@@ -12,7 +12,11 @@ from torch import Generator, Tensor
 from ldmkit.errors import RecipeError
 from ldmkit.random import uniform
 
-Subset = frozenset[str]  # of slot names
+DroppedSlots = frozenset[str]
+"""The slots that a sample or a branch loses; all others are given in it."""
+
+KeptSlots = frozenset[str]
+"""The slots that a sample or a branch keeps; all others are null in it."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Dropout:
     """
 
     slots: tuple[str, ...]
-    table: Mapping[Subset, float]
+    table: Mapping[DroppedSlots, float]
 
     @classmethod
     def independent(cls, rates: Mapping[str, float]) -> Dropout:
@@ -31,7 +35,7 @@ class Dropout:
         for slot, rate in rates.items():
             if not 0.0 <= rate <= 1.0:
                 raise RecipeError(f"dropout of {slot} is {rate}; a rate lies between 0 and 1")
-        table: dict[Subset, float] = {}
+        table: dict[DroppedSlots, float] = {}
         for choice in product((False, True), repeat=len(rates)):
             probability = 1.0
             for dropped, rate in zip(choice, rates.values(), strict=True):
@@ -43,7 +47,7 @@ class Dropout:
     @classmethod
     def from_table(cls, slots: Sequence[str], table: Mapping[str, float]) -> Dropout:
         """``{"text": 0.1, "text+low_res": 0.05}``: exactly this subset is dropped, with this probability; the rest keeps all."""
-        subsets: dict[Subset, float] = {}
+        subsets: dict[DroppedSlots, float] = {}
         for names, probability in table.items():
             subset = frozenset(name.strip() for name in names.split("+"))
             if unknown := subset - set(slots):
@@ -58,11 +62,11 @@ class Dropout:
         total = sum(subsets.values())
         if total > 1.0 + 1e-9:
             raise RecipeError(f"the probabilities of dropout sum to {total:g}; at most 1 is possible")
-        kept: dict[Subset, float] = {frozenset(): max(1.0 - total, 0.0)}
+        kept: dict[DroppedSlots, float] = {frozenset(): max(1.0 - total, 0.0)}
         return cls(tuple(slots), {s: p for s, p in {**kept, **subsets}.items() if p > 0.0})
 
     @property
-    def trained(self) -> frozenset[Subset]:
+    def trained(self) -> frozenset[DroppedSlots]:
         """The subsets that training drops, the empty one included."""
         return frozenset(self.table) | {frozenset()}
 

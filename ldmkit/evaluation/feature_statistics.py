@@ -15,6 +15,7 @@ from torch import Tensor
 from ldmkit.errors import DataError, UsageError
 from ldmkit.evaluation.features import FeatureExtractor
 from ldmkit.evaluation.images import to_tensor
+from ldmkit.files import replacing
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -63,9 +64,8 @@ class FeatureStatistics:
     def save(self, path: Path) -> None:
         """An .npz with ``mu``, ``sigma`` and ``count``, in one piece: what pytorch-fid and others read."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.stem}-{os.getpid()}.npz")
-        np.savez(temporary, mu=self.mean.numpy(), sigma=self.covariance.numpy(), count=self.count)
-        temporary.replace(path)
+        with replacing(path) as temporary, open(temporary, "wb") as file:  # numpy appends a suffix to a name
+            np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy(), count=self.count)
 
     @classmethod
     def load(cls, path: Path) -> FeatureStatistics:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ldmkit.files import replacing
 
 # A sheet's paper is transparent (white where transparency is lost), its ink can be read on white and on black.
 PAPER, INK, FAINT = (255, 255, 255, 0), (104, 108, 118, 255), (125, 129, 139, 255)
@@ -97,9 +98,8 @@ def sheet(examples: Sequence[Example], *, title: str = "", columns: int | None =
 def save(image: Image.Image, path: Path) -> None:
     """Writes a PNG in one piece, so that a viewer that watches the file never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    image.save(temporary, format="PNG", optimize=True)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)
 
 
 def font(size: int) -> Font:

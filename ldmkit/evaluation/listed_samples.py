@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ldmkit.errors import DataError, ResourceError, UsageError
+from ldmkit.files import replacing
 
 SETTINGS, CONDITIONS = "settings.json", "conditions.jsonl"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -116,9 +117,8 @@ def write_listed(
             if number % share.count != share.rank or all(name.is_file() for name in names):
                 continue
             for name, image in zip(names, make(rows), strict=True):
-                temporary = name.with_name(f".tmp-{name.name}-{os.getpid()}")
-                image.save(temporary, format="PNG")
-                temporary.replace(name)
+                with replacing(name) as temporary:
+                    image.save(temporary, format="PNG")
             made += len(rows)
             progress(rows.stop, total, made / (time.monotonic() - started))
     except OSError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from ldmkit.errors import DataError
+from ldmkit.files import write_text
 
 SCHEMA = 1
 
@@ -163,9 +163,7 @@ class Results:
     def save(self, path: Path) -> None:
         """Writes `path` in one piece: a reader sees the old file or the new one."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

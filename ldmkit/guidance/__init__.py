@@ -11,7 +11,7 @@ so the same weights on eps or v give the same sample.
 from ldmkit.guidance.apg import apg
 from ldmkit.guidance.autoguidance import autoguided
 from ldmkit.guidance.cfg_plus_plus import Levels, plus_plus
-from ldmkit.guidance.classifier_free import Branches, ConditionalDenoiser, Interval, Subset, Weights, guided
+from ldmkit.guidance.classifier_free import Branches, ConditionalDenoiser, Interval, Weights, guided
 from ldmkit.guidance.expressions import Guidance, parse
 from ldmkit.guidance.gradient import Likelihood, gradient_guided, noisy_gradient_guided
 from ldmkit.guidance.methods import METHODS, Given, Method, make_method
@@ -27,7 +27,6 @@ __all__ = [
     "Levels",
     "Likelihood",
     "Method",
-    "Subset",
     "Weights",
     "apg",
     "autoguided",

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldmkit.conditioning import Conditioning, concatenate
+from ldmkit.conditioning import Conditioning, KeptSlots, concatenate
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
 from ldmkit.schedules import Schedule
 
-Subset = frozenset[str]
-"""The slots that a branch KEEPS; all others are null in it."""
-
-Branches = Mapping[Subset, Conditioning]
-Weights = Mapping[Subset, float]
+Branches = Mapping[KeptSlots, Conditioning]
+Weights = Mapping[KeptSlots, float]
 
 # (x_t (b, c, h, w), t (b,), conditioning of b rows) -> x_0 (b, c, h, w)
 ConditionalDenoiser = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -92,7 +89,7 @@ def guided(
     return within(interval, denoise, lambda x, t: denoiser(x, t, branches[conditional]))
 
 
-def check(branches: Branches, weights: Weights) -> dict[Subset, float]:
+def check(branches: Branches, weights: Weights) -> dict[KeptSlots, float]:
     """The weights that are not zero; UsageError where they do not sum to 1 or a branch is missing."""
     kept_weights = {kept: float(weight) for kept, weight in weights.items() if weight}
     total = sum(kept_weights.values())
@@ -103,7 +100,7 @@ def check(branches: Branches, weights: Weights) -> dict[Subset, float]:
     return kept_weights
 
 
-def named(subset: Subset) -> str:
+def named(subset: KeptSlots) -> str:
     """A subset of slots for a message."""
     return "+".join(sorted(subset)) or "nothing"
 

@@ -19,8 +19,9 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from ldmkit.conditioning import DroppedSlots, KeptSlots
 from ldmkit.errors import UsageError
-from ldmkit.guidance.classifier_free import Subset, named
+from ldmkit.guidance.classifier_free import named
 from ldmkit.messages import nearest
 
 Guidance = float | Mapping[str, float] | str
@@ -29,7 +30,7 @@ _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
 _LONGEST = 1000  # characters; an expression of more is a mistake, and Python's parser recurses
 
 
-def parse(guidance: Guidance, slots: Sequence[str], dropped: Collection[Subset]) -> dict[Subset, float]:
+def parse(guidance: Guidance, slots: Sequence[str], dropped: Collection[DroppedSlots]) -> dict[KeptSlots, float]:
     """Weights over branches, each named by the slots it keeps; they sum to 1 and none is zero.
 
     Args:
@@ -58,7 +59,7 @@ def parse(guidance: Guidance, slots: Sequence[str], dropped: Collection[Subset])
     return weights
 
 
-def _chain(scales: Mapping[str, float], every: Subset) -> dict[Subset, float]:
+def _chain(scales: Mapping[str, float], every: KeptSlots) -> dict[KeptSlots, float]:
     """``e_0 + sum of s_i (e_i - e_(i-1))``, collected by branch."""
     for name in scales:
         _known(name, every)
@@ -71,7 +72,7 @@ def _chain(scales: Mapping[str, float], every: Subset) -> dict[Subset, float]:
     return weights
 
 
-def _expression(text: str, every: Subset, droppable: Subset) -> dict[Subset, float]:
+def _expression(text: str, every: KeptSlots, droppable: DroppedSlots) -> dict[KeptSlots, float]:
     names = frozenset(_NAME.findall(text)) - {"null", "all"}
     for name in names:
         _known(name, every)
@@ -93,10 +94,10 @@ def _expression(text: str, every: Subset, droppable: Subset) -> dict[Subset, flo
 class _Reader:
     """Reads an expression into a number, or into weights over branches. Nothing is ever evaluated as code."""
 
-    def __init__(self, text: str, governed: Subset, stay: Subset) -> None:
+    def __init__(self, text: str, governed: KeptSlots, stay: KeptSlots) -> None:
         self.text, self.governed, self.stay = text, governed, stay
 
-    def read(self) -> float | dict[Subset, float]:
+    def read(self) -> float | dict[KeptSlots, float]:
         # A slot may have the name of a Python keyword (`class`), so every name gets a prefix.
         try:
             if len(self.text) > _LONGEST:
@@ -106,7 +107,7 @@ class _Reader:
         except (SyntaxError, RecursionError, MemoryError, OverflowError) as error:
             raise self._error("it cannot be read") from error
 
-    def _node(self, node: ast.expr) -> float | dict[Subset, float]:
+    def _node(self, node: ast.expr) -> float | dict[KeptSlots, float]:
         if (subset := self._subset(node)) is not None:
             return {subset | self.stay: 1.0}
         match node:
@@ -128,7 +129,7 @@ class _Reader:
                 pass
         raise self._error("only slots, numbers, + - * and parentheses are allowed")
 
-    def _subset(self, node: ast.expr) -> Subset | None:
+    def _subset(self, node: ast.expr) -> KeptSlots | None:
         """The slots that a name, or names joined by +, keep; None for anything else."""
         match node:
             case ast.Name(id="s_null"):
@@ -144,8 +145,8 @@ class _Reader:
                 return None
 
     def _times(
-        self, first: float | dict[Subset, float], second: float | dict[Subset, float]
-    ) -> float | dict[Subset, float]:
+        self, first: float | dict[KeptSlots, float], second: float | dict[KeptSlots, float]
+    ) -> float | dict[KeptSlots, float]:
         if isinstance(second, float):
             first, second = second, first
         if not isinstance(first, float):
@@ -155,8 +156,8 @@ class _Reader:
         return {kept: first * weight for kept, weight in second.items()}
 
     def _sum(
-        self, first: float | dict[Subset, float], second: float | dict[Subset, float]
-    ) -> float | dict[Subset, float]:
+        self, first: float | dict[KeptSlots, float], second: float | dict[KeptSlots, float]
+    ) -> float | dict[KeptSlots, float]:
         if isinstance(first, float) and isinstance(second, float):
             return first + second
         if isinstance(first, float) or isinstance(second, float):
@@ -176,7 +177,7 @@ def _scale(value: object, what: str) -> float:
     return float(value)
 
 
-def _known(name: str, every: Subset) -> None:
+def _known(name: str, every: KeptSlots) -> None:
     if name not in every:
         near = nearest(name, every)
         raise UsageError(
@@ -194,7 +195,9 @@ def _without_dropout(scale: object, slots: Sequence[str]) -> UsageError:
     )
 
 
-def _never_shown(missing: Subset, kept: Subset, droppable: Subset, dropped: Collection[Subset]) -> UsageError:
+def _never_shown(
+    missing: DroppedSlots, kept: KeptSlots, droppable: DroppedSlots, dropped: Collection[DroppedSlots]
+) -> UsageError:
     shown = ", ".join(named(subset) for subset in sorted(dropped, key=sorted) if subset) or "nothing"
     lines = [f"`conditioners.{slot}.dropout: 0.1`" for slot in sorted(missing - droppable)]
     table = f"`{named(missing)}: 0.1` in the recipe's `dropout` table"

@@ -13,14 +13,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ldmkit.conditioning import Conditioning
+from ldmkit.conditioning import Conditioning, KeptSlots
 from ldmkit.diffusion import X0Predictor
 from ldmkit.diffusion.objective import choose
 from ldmkit.errors import UsageError
 from ldmkit.guidance.apg import apg
 from ldmkit.guidance.autoguidance import autoguided
 from ldmkit.guidance.cfg_plus_plus import Levels, plus_plus
-from ldmkit.guidance.classifier_free import Branches, ConditionalDenoiser, Interval, Subset, Weights, guided, within
+from ldmkit.guidance.classifier_free import Branches, ConditionalDenoiser, Interval, Weights, guided, within
 from ldmkit.guidance.expressions import Guidance
 from ldmkit.guidance.perp_neg import perp_neg
 from ldmkit.plugins.ranges import Above, InRecipe, NotNegative, Share
@@ -47,9 +47,9 @@ class Given:
     schedule: Schedule
     guidance: Guidance
     weights: Callable[[], Weights]
-    conditional: Subset
-    null: Callable[[], Subset]
-    branch: Callable[[Subset], Conditioning]
+    conditional: KeptSlots
+    null: Callable[[], KeptSlots]
+    branch: Callable[[KeptSlots], Conditioning]
     negatives: Callable[[], Sequence[Conditioning]] = tuple
     levels: Levels | None = None
     other: Callable[[object, str], X0Predictor] | None = None
@@ -61,7 +61,7 @@ class Given:
             raise UsageError(f"this method of guidance takes one number, and guidance is {self.guidance!r}")
         return float(self.guidance)
 
-    def branches(self, *subsets: Subset) -> Branches:
+    def branches(self, *subsets: KeptSlots) -> Branches:
         """What these branches read."""
         return {kept: self.branch(kept) for kept in dict.fromkeys(subsets)}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from ldmkit import guidance as guiding
-from ldmkit.conditioning import Batch, Canvas, Conditioning, Tensors
+from ldmkit.conditioning import Batch, Canvas, Conditioning, DroppedSlots, KeptSlots, Tensors
 from ldmkit.conditioning import user_inputs as user_values
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import PluginError, UsageError
@@ -27,7 +27,6 @@ from ldmkit.samplers import Callback, Clip, Grid, Sampler, Spacing, clipped, img
 if TYPE_CHECKING:
     from ldmkit.latent_diffusion.model import LatentDiffusion
 
-Subset = frozenset[str]
 Negative = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 # The keys of a model's `sampling` that are not its sampler's own options.
 OWN = ("sampler", "steps", "guidance", "guidance_options", "negative", "clip", "cache")
@@ -185,7 +184,7 @@ def denoiser(
         )
 
     @cache
-    def read(kept: Subset) -> Conditioning:
+    def read(kept: KeptSlots) -> Conditioning:
         return branch(model, batch, canvas, kept, stand_in)
 
     def network(noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
@@ -213,7 +212,7 @@ def branch(
     model: LatentDiffusion,
     batch: Batch,
     canvas: Canvas,
-    kept: Subset,
+    kept: KeptSlots,
     negative: Mapping[str, Tensors] | None = None,
 ) -> Conditioning:
     """What the denoiser reads with the slots `kept`, the others null (or `negative`)."""
@@ -228,7 +227,7 @@ def branch(
 
 
 def _against(
-    model: LatentDiffusion, batch: Batch, canvas: Canvas, present: Subset, values: Mapping[str, Tensors]
+    model: LatentDiffusion, batch: Batch, canvas: Canvas, present: KeptSlots, values: Mapping[str, Tensors]
 ) -> Conditioning:
     """The conditional branch with these prepared values in their slots, in every row."""
     kept = present | frozenset(values)
@@ -238,22 +237,22 @@ def _against(
     return branch(model, changed, canvas, kept)
 
 
-def _trained(model: LatentDiffusion, replaced: Subset) -> frozenset[Subset]:
+def _trained(model: LatentDiffusion, replaced: DroppedSlots) -> frozenset[DroppedSlots]:
     """The subsets of slots that may be left out: those that training dropped, and with them any whose null a negative value
     stands in for, which training has seen as a value.
     """
     own = model.conditioners.dropout.trained
-    parts: list[Subset] = [frozenset()]
+    parts: list[DroppedSlots] = [frozenset()]
     for slot in replaced:
         parts += [part | {slot} for part in parts]
     return frozenset(subset | part for subset in own for part in parts)
 
 
 def _weights(
-    model: LatentDiffusion, guidance: Guidance, present: Subset, trained: frozenset[Subset]
-) -> dict[Subset, float]:
+    model: LatentDiffusion, guidance: Guidance, present: KeptSlots, trained: frozenset[DroppedSlots]
+) -> dict[KeptSlots, float]:
     """Weights over the branches of the slots that are there; a slot without a value is null in every branch."""
-    merged: dict[Subset, float] = {}
+    merged: dict[KeptSlots, float] = {}
     for kept, weight in guiding.parse(guidance, tuple(model.conditioners), trained).items():
         merged[kept & present] = merged.get(kept & present, 0.0) + weight
     merged = {kept: weight for kept, weight in merged.items() if weight}
@@ -261,7 +260,7 @@ def _weights(
     return merged
 
 
-def _null(model: LatentDiffusion, present: Subset, trained: frozenset[Subset]) -> Subset:
+def _null(model: LatentDiffusion, present: KeptSlots, trained: frozenset[DroppedSlots]) -> KeptSlots:
     """The branch that guidance of one number goes away from."""
     (kept,) = guiding.parse(0.0, tuple(model.conditioners), trained)
     _check_branches(model, [kept & present], trained)
@@ -286,7 +285,7 @@ def _negatives(
     return found
 
 
-def _check_absent(model: LatentDiffusion, present: Subset) -> None:
+def _check_absent(model: LatentDiffusion, present: KeptSlots) -> None:
     if names := _never_absent(model, present):
         raise UsageError(
             f"no value was given for {names}, and training never showed the model a picture without",
@@ -295,7 +294,7 @@ def _check_absent(model: LatentDiffusion, present: Subset) -> None:
 
 
 def _check_branches(
-    model: LatentDiffusion, branches: Iterable[Subset], trained: frozenset[Subset] | None = None
+    model: LatentDiffusion, branches: Iterable[KeptSlots], trained: frozenset[DroppedSlots] | None = None
 ) -> None:
     """What guidance leaves out and what was not given, together, were dropped in training."""
     for kept in branches:
@@ -306,7 +305,7 @@ def _check_branches(
             )
 
 
-def _never_absent(model: LatentDiffusion, kept: Subset, trained: frozenset[Subset] | None = None) -> str:
+def _never_absent(model: LatentDiffusion, kept: KeptSlots, trained: frozenset[DroppedSlots] | None = None) -> str:
     """The slots outside `kept`, joined by +, where training never dropped just these; else nothing."""
     absent = frozenset(model.conditioners) - kept
     known = not absent or absent in (trained or model.conditioners.dropout.trained)
@@ -314,7 +313,7 @@ def _never_absent(model: LatentDiffusion, kept: Subset, trained: frozenset[Subse
 
 
 def _other(
-    model: LatentDiffusion, batch: Batch, canvas: Canvas, present: Subset, other: LatentDiffusion
+    model: LatentDiffusion, batch: Batch, canvas: Canvas, present: KeptSlots, other: LatentDiffusion
 ) -> X0Predictor:
     """The prediction of another model for the same conditions: what autoguidance goes away from."""
     _check_absent(other, present)

@@ -12,6 +12,7 @@ from ldmkit.assembly import build
 from ldmkit.data import Dataset
 from ldmkit.evaluation import Evaluation, Metric, Results, evaluate, new_folder, write_pictures
 from ldmkit.evaluation.store import FOLDER as EVALUATIONS
+from ldmkit.files import replacing
 from ldmkit.interop.diffusers.autoencoder_folder import load_autoencoder, save_autoencoder
 from ldmkit.latent_diffusion import LatentDiffusion
 from ldmkit.plugins import Registry
@@ -88,8 +89,8 @@ def evaluate_model(
     place = new_folder(folder)
     settings = {"weights": "ema", "step": trained_steps(recipe), "metrics": options_of(recipe)}
     results = keep(results, evaluation, place, run=folder, count=recipe.sample.count, settings=settings)
-    shutil.copyfile(place / EVALUATION, folder / f".tmp-{EVALUATION}")
-    (folder / f".tmp-{EVALUATION}").replace(folder / EVALUATION)
+    with replacing(folder / EVALUATION) as temporary:
+        shutil.copyfile(place / EVALUATION, temporary)
     return results
 
 

@@ -18,13 +18,14 @@ from typing import Any, Literal, Self
 import yaml
 
 from ldmkit.errors import LdmkitError, RecipeError, ResourceError
+from ldmkit.files import TEMPORARY, write_text
 from ldmkit.plugins import Registry
 from ldmkit.recipe import load as load_recipe
 from ldmkit.training.checkpointing.lock import Lock, unwritable
 from ldmkit.training.checkpointing.lock import now as now  # the time in every file of a run
 
 RECIPE, STATUS, CHECKPOINTS = "recipe.resolved.yaml", "status.json", "checkpoints"
-TEMPORARY, ASIDE = ".tmp-", ".model-*"  # files that are being written, and the directory that becomes ``model``
+ASIDE = ".model-*"  # the directory that becomes ``model``
 State = Literal["running", "interrupted", "failed", "finished"]
 PACKAGES = ("ldmkit", "torch", "numpy", "pillow", "safetensors", "lpips", "timm", "transformers", "scipy")
 
@@ -139,7 +140,7 @@ class RunDirectory:
         if not self.holder:
             return
         try:
-            _replace(self.path / RECIPE, text)
+            write_text(self.path / RECIPE, text)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
@@ -182,7 +183,7 @@ class RunDirectory:
         changed = {"state": state, "updated": now(), "pid": os.getpid(), "host": socket.gethostname()}
         self._status = {**self._status, **changed, **facts}
         with contextlib.suppress(OSError):  # a full disk shows itself where it matters
-            _replace(self.path / STATUS, json.dumps(self._status, indent=1))
+            write_text(self.path / STATUS, json.dumps(self._status, indent=1))
 
     def failed(self, error: BaseException, exit_code: int) -> None:
         """Records what ended the run."""
@@ -272,19 +273,6 @@ def _numbered(path: Path) -> Iterator[Path]:
     while True:
         yield path.with_name(f"{path.name}.{number}")
         number += 1
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _plain(value: Any) -> Any:

@@ -11,11 +11,10 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from ldmkit.conditioning import Conditioning
+from ldmkit.conditioning import Conditioning, KeptSlots
 from ldmkit.errors import UsageError
 from ldmkit.guidance import (
     Interval,
-    Subset,
     apg,
     autoguided,
     gradient_guided,
@@ -29,7 +28,7 @@ from ldmkit.samplers import ddim
 from ldmkit.samplers.grid import make_grid
 from ldmkit.schedules import make
 
-NONE: Subset = frozenset()
+NONE: KeptSlots = frozenset()
 TEXT, LOW, BOTH = frozenset({"text"}), frozenset({"low_res"}), frozenset({"text", "low_res"})
 ALWAYS = [NONE, TEXT, LOW, BOTH]
 ROWS = 3
@@ -51,7 +50,7 @@ class Linear:
         return 0.3 * x + t[:, None, None, None] / 1000 + mean.view(-1, *x.shape[1:])
 
 
-def inputs(seed: int = 0) -> tuple[Tensor, Tensor, dict[Subset, Conditioning]]:
+def inputs(seed: int = 0) -> tuple[Tensor, Tensor, dict[KeptSlots, Conditioning]]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(ROWS, 2, 3, 4, generator=generator)
     # Branches have different numbers of tokens, as real ones have.
@@ -86,7 +85,7 @@ def close(a: Tensor, b: Tensor) -> None:
     ],
 )
 def test_one_call_computes_the_formula(
-    guidance: object, formula: Callable[[dict[Subset, Tensor]], Tensor], runs: int
+    guidance: object, formula: Callable[[dict[KeptSlots, Tensor]], Tensor], runs: int
 ) -> None:
     x, t, branches = inputs()
     network = Linear()

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from ldmkit.conditioning import DroppedSlots, KeptSlots
 from ldmkit.errors import UsageError
-from ldmkit.guidance import Subset, parse
+from ldmkit.guidance import parse
 
-NONE: Subset = frozenset()
+NONE: KeptSlots = frozenset()
 TEXT, LOW, BOTH = frozenset({"text"}), frozenset({"low_res"}), frozenset({"text", "low_res"})
 SLOTS = ("low_res", "text")
 ALWAYS = [NONE, TEXT, LOW, BOTH]  # independent rates show every subset
@@ -83,7 +84,7 @@ def test_branches_that_cancel_are_not_run() -> None:
         ("low_res + 3*(all - low_res)", [NONE, LOW], "conditioners.text.dropout: 0.1"),
     ],
 )
-def test_a_branch_that_training_never_showed(guidance: Any, dropped: list[Subset], line: str) -> None:
+def test_a_branch_that_training_never_showed(guidance: Any, dropped: list[DroppedSlots], line: str) -> None:
     with pytest.raises(UsageError, match=line):
         parse(guidance, SLOTS, dropped)
 

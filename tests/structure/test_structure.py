@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ldmkit"
 
 # Each line imports only from those above it, and within a line only from the left.
 LAYERS = """
-errors messages random hub fields images
+errors messages random hub fields files images
 plugins recipe
 image_features
 schedules conditioning denoiser autoencoder

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmkit.conditioning import Batch
+from ldmkit.conditioning import Batch, KeptSlots
 from ldmkit.data import Judge
 from ldmkit.evaluation.context import Evaluation, Scores
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
-
-Subset = frozenset[str]  # of slots
 
 
 class Subsets(Metric):
@@ -37,7 +35,7 @@ class Subsets(Metric):
         count = min(self.count, evaluation.n)
         slots = _there(evaluation)
         every = frozenset(slots)
-        found: dict[tuple[str, Subset], Scores] = {}
+        found: dict[tuple[str, KeptSlots], Scores] = {}
         for kept in _subsets(slots):
             if kept != every and frozenset(conditioners) - kept not in conditioners.dropout.trained:
                 continue
@@ -51,7 +49,7 @@ class Subsets(Metric):
             if (slot, frozenset({slot})) in found
         ]
 
-    def _figure(self, evaluation: Evaluation, slot: str, scores: Mapping[Subset, Scores]) -> Figure:
+    def _figure(self, evaluation: Evaluation, slot: str, scores: Mapping[KeptSlots, Scores]) -> Figure:
         every = frozenset(_there(evaluation))
         alone = scores[frozenset({slot})]
         beside = {"all given": scores[every]} if len(every) > 1 else {}
@@ -80,12 +78,12 @@ def _there(evaluation: Evaluation) -> list[str]:
     return [slot for slot in conditioners if slot not in conditioners.left_out]
 
 
-def _subsets(slots: Sequence[str]) -> list[Subset]:
+def _subsets(slots: Sequence[str]) -> list[KeptSlots]:
     """Every subset but the empty one, the largest first."""
     return [frozenset(kept) for size in range(len(slots), 0, -1) for kept in combinations(slots, size)]
 
 
-def _generated(evaluation: Evaluation, kept: Subset, count: int) -> Tensor:
+def _generated(evaluation: Evaluation, kept: KeptSlots, count: int) -> Tensor:
     """Pictures (count, c, h, w) for the conditions of the first rows, in the slots `kept` alone."""
     if kept == frozenset(_there(evaluation)):
         return evaluation.generated[:count]
@@ -107,7 +105,7 @@ def _generated(evaluation: Evaluation, kept: Subset, count: int) -> Tensor:
     return torch.cat(pictures)
 
 
-def _only(batch: Batch, kept: Subset) -> Batch:
+def _only(batch: Batch, kept: KeptSlots) -> Batch:
     """The batch with every other slot absent in all rows."""
     present = {slot: value if slot in kept else torch.zeros_like(value) for slot, value in batch.present.items()}
     return replace(batch, present=present)

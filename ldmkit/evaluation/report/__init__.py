@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
@@ -15,6 +14,7 @@ from typing import Any
 from ldmkit.evaluation.report import evaluations, figures, sections
 from ldmkit.evaluation.report.record import Record, read
 from ldmkit.evaluation.report.tables import duration
+from ldmkit.files import write_text
 
 NAME = "report.html"
 
@@ -32,9 +32,7 @@ def write_report(run_dir: Path, *, place: str | None = None, with_host: bool = F
     """
     record = replace(read(run_dir), with_host=with_host)
     target = run_dir / NAME
-    temporary = run_dir / f".tmp-{NAME}-{os.getpid()}"
-    temporary.write_text(page(record, place or _place(run_dir)), encoding="utf-8", errors="backslashreplace")
-    temporary.replace(target)
+    write_text(target, page(record, place or _place(run_dir)), errors="backslashreplace")
     return target
 
 

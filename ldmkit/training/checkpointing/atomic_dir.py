@@ -23,11 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldmkit.errors import CheckpointError, ResourceError
+from ldmkit.files import TEMPORARY, aside, write_text
 
 FORMAT = 2  # in format 1 a manifest had no checksum of itself
 MANIFEST = "MANIFEST.json"
 DIGEST = "digest"  # the manifest's key for a checksum of the rest of it
-TEMPORARY, TRASH = ".tmp-", ".trash-"
+TRASH = ".trash-"
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # a file system that syncs no directories
 
 
@@ -46,7 +47,7 @@ def publish(
     Raises:
         ResourceError: it could not be written (disk full, read-only ...); nothing but a temporary directory was touched.
     """
-    temporary = _aside(target)
+    temporary = aside(target)
     try:
         os.makedirs(temporary)
         files = [_write_tensors(temporary / f"{name}.safetensors", content) for name, content in tensors.items()]
@@ -128,13 +129,7 @@ def sweep(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Replaces `path` in one motion: a reader sees the old or the new file."""
-    temporary = _aside(path)
-    try:
-        _write_json(temporary, content)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(content, indent=1, sort_keys=True))
 
 
 def digest(manifest: Mapping[str, Any]) -> str:
@@ -147,11 +142,6 @@ def checksum(path: Path) -> str:
     """The sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _aside(path: Path) -> Path:
-    """A name beside `path` that nobody else has: in containers every process has the same number."""
-    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def _rename(temporary: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmkit.files import write_text
 from ldmkit.training.logging.console import Console, duration
 from ldmkit.training.logging.trackers import Trackers
 from ldmkit.training.parallel.ranks import Ranks
@@ -263,13 +263,7 @@ def truncate(path: Path, stage: str, step: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in read(path) if line["stage"] != stage or line["step"] <= step]
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _plain(value: Any) -> Any:
