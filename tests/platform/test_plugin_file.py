@@ -233,14 +233,14 @@ def test_a_misspelt_option_and_a_wrong_value_say_what_is_allowed(capsys):
 def test_a_name_that_is_taken_is_not_written_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call("plugins", "new", "class") == 2
-    assert "the conditioner 'class' is there already: ldmkit-class 0.1" in capsys.readouterr().err
+    assert "the conditioner 'class' is there already: ldmkit-class 0.2" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ports_of_a_plugin_that_learns_from_data_are_known_once_its_options_are(capsys):
     assert call("plugins", "show", "class") == 0
     out = capsys.readouterr().out
-    assert "class: conditioner from ldmkit-class 0.1" in out
+    assert "class: conditioner from ldmkit-class 0.2" in out
     assert "ports: known once its options are" in out
     assert call("plugins", "show", "class", "-o", "classes=3", "-o", "port=vector", "--json") == 0
     assert json.loads(capsys.readouterr().out)["ports"] == "vector 512"

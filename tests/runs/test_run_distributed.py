@@ -32,6 +32,7 @@ GAME = {"perceptual": None, "adversarial": {"start": 2, "layers": 1, "channels":
 
 def files(folder: Path) -> set[str]:
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    found.discard("precision.json")  # one process measures which precision is the fastest
     return {name for name in found if not name.startswith(("tensorboard/", "latents/", "conditions/"))}
 
 
