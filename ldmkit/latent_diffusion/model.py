@@ -253,6 +253,7 @@ class LatentDiffusion(nn.Module):
                 seed=extra.seed,
                 step=extra.step,
                 positions=batch.positions,
+                autoencoder=self.autoencoder,
                 denoiser=self.denoiser,
                 diffusion=self.diffusion,
                 batch=batch,
