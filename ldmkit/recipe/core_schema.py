@@ -151,7 +151,7 @@ class UnetDenoiser(Section):
     head_width: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None, Field(description='how many attention heads, or how wide each is (default: 32, or what divides the width). ``heads=1`` is what the released class, layout and text-256 models were trained with.')] = None
     transformer_depth: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)], Field(description='transformer blocks in each attention.')] = 1
     dropout: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description='probability, in residual blocks and transformers.')] = 0.0
-    shortcut: Annotated[bool, Field(description='a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No released model has it.')] = False
+    shortcut: Annotated[bool | Annotated[float, Field(gt=0.0)], Field(description='a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No released model has it. A number is the factor on it, by which it is learned faster; true is 1.')] = False
     variant: Annotated[Variant | None, Field(description='what some released models do differently.')] = Field(default_factory=Variant)
 
 
