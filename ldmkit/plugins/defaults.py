@@ -32,7 +32,12 @@ SAMPLERS = (
 DENOISERS = {"unet": "unet:UNet"}
 AUTOENCODERS = {"vq": "vq:VQAutoencoder", "kl": "kl:KLAutoencoder", "identity": "identity:IdentityAutoencoder"}
 LOSSES = {"perceptual": "perceptual:PerceptualTerm"}
-OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "adamw-8bit": "adamw_8bit"}
+OPTIMIZERS = {
+    "adamw": "optimizers:adamw",
+    "adam": "optimizers:adam",
+    "adamw-8bit": "optimizers:adamw_8bit",
+    "muon": "muon:muon",
+}
 SCHEDULES = {
     "linear": "linear",
     "plain-linear": "plain_linear",
@@ -115,7 +120,7 @@ def ldmkit_register_losses(register: Register) -> None:
 @hookimpl
 def ldmkit_register_optimizers(register: Register) -> None:
     for name, target in OPTIMIZERS.items():
-        register(name, f"ldmkit.training.optimizers:{target}")
+        register(name, f"ldmkit.training.{target}")
 
 
 @hookimpl

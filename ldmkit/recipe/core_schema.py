@@ -231,6 +231,15 @@ class Adamw8bitOptimizer(Section):
 
 
 
+class MuonOptimizer(Section):
+    """Muon (Jordan 2024) on the weights of hidden linear and convolution layers, AdamW on all else."""
+
+    momentum: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)], Field(description='of the running mean of gradients.')] = 0.95
+    nesterov: Annotated[bool, Field(description='look one step ahead.')] = True
+    iterations: Annotated[Annotated[int, Field(ge=1, le=20)], Field(description="of the Newton-Schulz iteration, which makes the momentum's singular values about 1; in bfloat16.")] = 5
+    besides: Annotated[tuple[str, ...], Field(description="patterns of parameters' names that AdamW moves too: the first and last layers.")] = ('*input_blocks.0.*', '*.out.*', '*shortcut*', '*time_embed*', '*label_emb*', '*.stem.*', '*.head.*')
+
+
 class CosineSchedule(Section):
     """alphas_cumprod = cos^2 of equal angles, betas at most 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
 
@@ -821,6 +830,7 @@ COMPONENTS: dict[str, dict[str, type[Section]]] = {
         "adam": AdamOptimizer,
         "adamw": AdamwOptimizer,
         "adamw-8bit": Adamw8bitOptimizer,
+        "muon": MuonOptimizer,
     },
     "schedules": {
         "cosine": CosineSchedule,

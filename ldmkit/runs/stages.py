@@ -41,6 +41,7 @@ from ldmkit.training.logging.console import Console
 from ldmkit.training.logging.log import Log, Observer
 from ldmkit.training.logging.trackers import Trackers
 from ldmkit.training.optim import Group, Made
+from ldmkit.training.optimizers import MAKERS
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.precision import Precisions
 from ldmkit.training.probe import probe
@@ -382,9 +383,9 @@ class Stages:
         return state
 
     def _optimizer(self, settings: Train) -> Made | None:
-        """What moves the weights, where a plugin has it."""
+        """What moves the weights, where it is none of Adam's family, which `Optimization` knows by name."""
         section, catalog = settings.optimizer, self.registry.optimizers
-        if catalog.entry(section.type).origin.core:
+        if section.type in MAKERS:
             return None
         kind = catalog.load(section.type)
         return Made(section.type, kind, catalog.options_of(kind).read(section.options).arguments())
