@@ -209,7 +209,7 @@ def image_asked(more: dict[str, Any]) -> bool:
 
 
 class Progress:
-    """A callback of samplers that keeps the x_0 predicted on the way: about `count` of them, evenly, the last one included."""
+    """A callback of samplers that keeps predicted x_0 (b, c, h, w): about `count` of them, evenly, with the last."""
 
     def __init__(self, count: int) -> None:
         self.count = count

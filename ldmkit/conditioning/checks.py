@@ -114,7 +114,7 @@ class Examiner:
         return PluginError(f"{self.who} gave {type(got).__name__}{shape} as {method}; expected {expected}")
 
     def check(self, answer: Any, canvas: Canvas, rows: int, *, null: bool = False) -> None:
-        """Ports, shapes, types and device of an answer."""
+        """Raises `PluginError` where the ports, shapes, types or device of what a conditioner returned are wrong."""
         if not isinstance(answer, Conditioning):
             raise PluginError(
                 f"{self.who} gave {type(answer).__name__}; expected Conditioning(tokens=..., vector=..., concat=...)",

@@ -28,6 +28,8 @@ class ConditionerSet(nn.Module):
         dropout: the distribution over dropped subsets; default: nothing is dropped.
         origins: slot -> the plugin a conditioner is from ("ldmkit-depth 1.2"), for messages.
 
+    Raises UsageError for a slot named ``training``.
+
     Tokens are padded, projected to the context width (the widest token conditioner's; no projection where equal) and joined along
     length; concat is joined along channels.
     """
@@ -133,6 +135,11 @@ class ConditionerSet(nn.Module):
 
     def collate(self, images: Tensor, prepared: Sequence[Mapping[str, Tensors | None]], positions: Tensor) -> Batch:
         """Rows that `prepare` or `from_user` made (None = absent) -> a batch; absent rows are filled with a present row's.
+
+        Args:
+            images: (b, c, h, w) in [-1, 1].
+            prepared: b mappings slot -> tensors of one sample.
+            positions: (b,) int64.
 
         Raises DataError for images that are not finite: looked at here, on the CPU, where nothing waits for it.
         """

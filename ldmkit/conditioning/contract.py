@@ -74,7 +74,7 @@ def shown(shape: Shape | None) -> str:
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether all numbers of a tensor are; of one without memory, or of whole numbers, they are."""
+    """Whether all numbers of a tensor of any shape are finite; True on meta, and for integers."""
     return value.is_meta or not value.is_floating_point() or bool(value.isfinite().all())
 
 

@@ -82,7 +82,11 @@ def prepare(
     size: tuple[int, int] | None,
     default: tuple[int, int],
 ) -> tuple[Prepared, tuple[int, int]]:
-    """The rows, prepared, and the image size (h, w): the one asked for, else the one the conditions imply, else `default`."""
+    """The rows, prepared, and the image size (h, w): `size`, else the one that the conditions imply, else `default`.
+
+    Raises UsageError for an unknown slot, a value that its conditioner cannot read, or conditions that imply different
+    sizes.
+    """
     _check_slots(conditioners, given)
     prepared = _prepare_all(conditioners, given, size or default)
     if size is not None:

@@ -43,7 +43,10 @@ class L1(Distance):
 
 
 class Huber(Distance):
-    """Half the squared difference below `delta`, `delta` (|difference| - `delta` / 2) above."""
+    """Half the squared difference below `delta`, `delta` (|difference| - `delta` / 2) above.
+
+    Raises UsageError where delta is not above 0.
+    """
 
     def __init__(self, *, delta: Above = 1.0) -> None:
         if not delta > 0:

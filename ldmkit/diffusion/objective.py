@@ -141,7 +141,7 @@ class Diffusion(nn.Module):
         return self.to_eps(output, noisy, t) - self.to_x0(output, noisy, t)
 
     def from_x0(self, x0: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network's answer that means `x0` at x_t = `noisy`: the inverse of `to_x0`."""
+        """The output (b, c, h, w) of the network that means `x0` at x_t = `noisy`: the inverse of `to_x0`."""
         alpha, sigma = self._coefficients(t, noisy)
         return self.prediction.target(x0, (noisy - alpha * x0) / sigma, alpha, sigma)
 

@@ -43,6 +43,10 @@ def import_to(
 
     A checkpoint with an average gives a folder with both kinds of weights (`ldmkit.load(folder, weights="raw")`). An
     autoencoder alone gives a folder for ``autoencoder: {from: ...}``.
+
+    Raises:
+        CheckpointError: `source` is not there, or cannot be read as what it is.
+        UsageError: a checkpoint without `config`, or an option that `source` has no use for.
     """
     check_new(folder)
     if not Path(source).expanduser().exists():

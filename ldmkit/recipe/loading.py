@@ -203,7 +203,10 @@ def _overridden(document: Document, overrides: list[str]) -> Document:
 
 
 def override_value(raw: str, where: str) -> Any:
-    """A value as YAML has it; plain text needs no quotes, whatever is in it."""
+    """A value as YAML has it; plain text needs no quotes, whatever is in it.
+
+    Raises RecipeError for what YAML cannot read.
+    """
     text = raw.strip()
     if text[:1] in ("[", "{", '"', "'"):
         return parse(text, where).value

@@ -62,6 +62,7 @@ class PhotosSource(Source):
     """Nine photographs; `held_out` names those kept for validation, whole.
 
     Nothing is downloaded: the files lie in the wheels of scikit-image and scikit-learn. Decoded pictures stay in memory (uint8).
+    Raises DataError where `held_out` names no photograph, an unknown one, or all of them.
     """
 
     # A window of 64 to 160 photograph pixels shows a thing and its texture at 64 x 64.
@@ -113,7 +114,10 @@ def _decode(photo: Photo) -> Image.Image:
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies; found without importing it, which would take a second."""
+    """Where an installed package lies; found without importing it, which would take a second.
+
+    Raises DataError where it is not installed.
+    """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise DataError(

@@ -45,7 +45,10 @@ class Target:
 
     @classmethod
     def of(cls, section: Any, what: str) -> Target:
-        """From ``{target: ..., params: {...}}``, or one of the original's words (``__is_first_stage__``)."""
+        """From ``{target: ..., params: {...}}``, or one of the original's words (``__is_first_stage__``).
+
+        Raises CheckpointError for a section without a target, or whose params are no mapping.
+        """
         if isinstance(section, str):
             return cls(section, {})
         if not isinstance(section, Mapping) or not isinstance(section.get("target"), str):
@@ -82,7 +85,10 @@ def is_autoencoder(model: Target) -> bool:
 
 
 def autoencoder(stage: Target) -> Json:
-    """`ldmkit.autoencoder.make(**options)` of a first stage."""
+    """`ldmkit.autoencoder.make(**options)` of a first stage.
+
+    Raises CheckpointError, naming the option, for an autoencoder that ldmkit does not have.
+    """
     if stage.short not in AUTOENCODERS:
         raise CheckpointError(
             f"no autoencoder of ldmkit is like {stage.name}; read are {', '.join(AUTOENCODERS)}",
@@ -139,7 +145,11 @@ def _network(network: Params) -> Json:
 
 
 def denoiser(network: Target, heads: int | None = None) -> Json:
-    """`UNet.of_widths(**options)` of a `unet_config`, its three widths among them; `heads` instead of what the YAML says."""
+    """`UNet.of_widths(**options)` of a `unet_config`, its three widths among them.
+
+    `heads` is taken instead of what the YAML says. Raises CheckpointError, naming the option, for a network that ldmkit
+    does not have.
+    """
     params = network.params
     if network.short != "UNetModel":
         raise CheckpointError(f"no UNet of ldmkit is like {network.name}; UNetModel is read")
@@ -222,7 +232,10 @@ def _heads(params: Params, heads: int | None) -> Json:
 
 
 def diffusion(given: Mapping[str, Any]) -> Json:
-    """`ldmkit.diffusion.make(**options)` of the original's LatentDiffusion."""
+    """`ldmkit.diffusion.make(**options)` of the original's LatentDiffusion.
+
+    Raises CheckpointError for a parameterization or a schedule that is not read.
+    """
     params = Params(given, defaults.LATENT_DIFFUSION, "params")
     prediction = params["parameterization"]
     if prediction not in ("eps", "x0", "v"):

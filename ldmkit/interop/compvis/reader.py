@@ -71,7 +71,10 @@ def flat(name: str) -> str:
 
 
 class Reader:
-    """One checkpoint on its way to a model."""
+    """One checkpoint on its way to a model.
+
+    `read` raises CheckpointError where checkpoint, configuration and ldmkit do not fit.
+    """
 
     def __init__(self, target: Target, tensors: Mapping[str, Tensor], where: str, registry: Registry) -> None:
         self.target, self.params, self.tensors, self.where, self.registry = (

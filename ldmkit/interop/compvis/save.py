@@ -33,7 +33,7 @@ ENCODERS = "ldm.modules.encoders.modules."
 
 
 def refuse(reason: str) -> UsageError:
-    """What the original's code cannot represent."""
+    """The UsageError for what the original's code cannot represent."""
     return UsageError(f"the paper's code cannot represent this model: {reason}")
 
 

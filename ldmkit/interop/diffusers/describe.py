@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def refuse(reason: str) -> UsageError:
-    """What diffusers cannot represent."""
+    """The UsageError for what diffusers cannot represent."""
     return UsageError(f"diffusers cannot represent this model: {reason}")
 
 

@@ -54,6 +54,8 @@ def import_diffusers(
     """`load_diffusers`, with the report of keys and notes for a person.
 
     `allow_partial`: patterns of names that may be missing (they get fresh weights), left over, or of another shape.
+
+    Raises CheckpointError as `load_diffusers` does.
     """
     path = Path(folder).expanduser()
     if not (path / INDEX).is_file():

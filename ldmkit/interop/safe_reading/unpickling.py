@@ -120,7 +120,7 @@ def _of_tensors(module: str, name: str) -> bool:
 
 
 def refused(name: str, file: Path) -> CheckpointError:
-    """The error for a checkpoint of the old format that asks for a name which torch's reader of weights does not allow."""
+    """The CheckpointError for a checkpoint of the old format that asks for a name which torch does not allow."""
     if _harmless(*name.rpartition(".")[::2]):
         return CheckpointError(
             f"the checkpoint holds an object of {name}, and is in torch's old format, in which only tensors are read",
