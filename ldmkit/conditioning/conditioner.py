@@ -135,7 +135,7 @@ class Conditioner(nn.Module, ABC):
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise UsageError(f"{value!r:.80} is no JSON: {error}") from error
+                raise UsageError(f"{value!r:.80} is not valid JSON: {error}") from error
         if isinstance(value, Mapping) and set(value) == set(self.reads):
             return value
         example = ", ".join(f'"{name}": ...' for name in self.reads)

@@ -120,7 +120,7 @@ class Batch:
 
     `prepared[slot]` holds the collated tensors of all rows (a row without the field carries another row's values and is False in
     `present[slot]`), or None where no row has it. `latents` holds a cached posterior: ``mean`` and, for KL, ``logvar``.
-    `answers[slot]` holds what a frozen conditioner answered before to each row that has the condition.
+    `answers[slot]` holds what a frozen conditioner returned before for each row that has the condition.
     """
 
     images: Tensor  # (b, c, h, w) in [-1, 1]

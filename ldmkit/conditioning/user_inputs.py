@@ -31,7 +31,7 @@ def rows(values: Values, count: int | None, conditioners: ConditionerSet | None 
         if isinstance(given, str) or not all(isinstance(row, Mapping) for row in values):
             raise UsageError(
                 f"the conditions are {_named(values)}",
-                hint="give a mapping, {'text': 'a red circle'}, or a list of them, one an image",
+                hint="give a mapping, {'text': 'a red circle'}, or a list of them, one per image",
             )
         _count(count, len(values), "values")
         return list(values)

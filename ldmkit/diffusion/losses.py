@@ -1,4 +1,4 @@
-"""How far an answer is from its target: l2, l1, Huber."""
+"""How far an output is from its target: l2, l1, Huber."""
 
 from __future__ import annotations
 

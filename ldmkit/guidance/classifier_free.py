@@ -67,7 +67,7 @@ def guided(
         branches: what each branch reads, all of one batch size. The one that keeps most slots is the conditional one.
         weights: a weight for some of them, summing to 1 (see `parse`). Those of weight zero are not run.
         rescale: phi in [0, 1] of Lin et al. 2023, section 3.4: how far each sample's standard deviation is brought back
-            to the conditional prediction's. They rescale the network's answer, v; here it is x_0, which is -v where it
+            to the conditional prediction's. They rescale the network's output, v; here it is x_0, which is -v where it
             matters most, at zero SNR.
         interval: where guidance is on; outside, the conditional branch runs alone.
 

@@ -118,7 +118,7 @@ def by_value(
         values = ", ".join(map(str, field.values))
         raise error(
             f"the map holds the number {int(wrong.flat[0])} ({wrong.size} pixels); its classes are painted {values}",
-            hint="mend the map, or name all numbers: data.map_values",
+            hint="fix the map, or name all numbers: data.map_values",
             where=where,
         )
     return out

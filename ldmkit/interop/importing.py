@@ -59,7 +59,7 @@ def import_to(
     if pipeline or is_component(source):
         if config is not None or heads is not None or null_class is not None or weights == "raw":
             raise UsageError(
-                "a folder of diffusers says all itself: config, weights, heads and null class are for checkpoints"
+                "a diffusers folder is complete: config, weights, heads and null class are for checkpoints"
             )
         origin = f"Imported from the diffusers folder `{name}`."
         if not pipeline:
@@ -71,7 +71,7 @@ def import_to(
     origin = f"Imported from the checkpoint `{name}`."
     if compvis_config.is_autoencoder(compvis_config.read(config)):
         if heads is not None or null_class is not None:
-            raise UsageError("an autoencoder alone has neither heads to choose nor classes")
+            raise UsageError("heads and null_class do not apply to an autoencoder alone")
         alone = import_compvis_autoencoder(source, config, weights=weights, allow_partial=allow_partial)
         return _save_autoencoder(*alone, folder, origin)
     found = import_compvis(

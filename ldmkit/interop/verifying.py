@@ -60,7 +60,7 @@ def export_diffusers(
         found = verify_pipeline(model, path, name) if verify else None
         if found is not None and not found.largest <= LIMIT:
             raise CheckpointError(
-                f"diffusers computes something else from the exported model: {found.largest:.2g} standard deviations away, "
+                f"diffusers computes other values from the exported model: {found.largest:.2g} standard deviations away, "
                 f"and at most {LIMIT:g} are accepted; nothing was written"
             )
     return name, found

@@ -1,4 +1,4 @@
-"""What every noise schedule answers: timestep -> (alpha, sigma), with x_t = alpha x_0 + sigma eps."""
+"""What every noise schedule gives: timestep -> (alpha, sigma), with x_t = alpha x_0 + sigma eps."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_the_conditioning_stage_is_matched_like_the_rest(whole, tmp_path, regist
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (lambda state: state.pop("model.diffusion_model.out.2.bias"), "not whole"),
+        (lambda state: state.pop("model.diffusion_model.out.2.bias"), "incomplete"),
         (lambda state: state.update({"model.diffusion_model.out.2.bias": torch.full((3,), torch.nan)}), "not finite"),
     ],
 )

@@ -105,7 +105,7 @@ def import_compvis_autoencoder(
     """
     target = original.read(config)
     if not original.is_autoencoder(target):
-        raise UsageError(f"{target.short} is no autoencoder", hint="use load_compvis")
+        raise UsageError(f"{target.short} is not an autoencoder", hint="use load_compvis")
     found = read_tensors(checkpoint)
     with sane(), on_meta():
         model = autoencoders.make(**original.autoencoder(target))

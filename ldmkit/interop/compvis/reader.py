@@ -92,7 +92,7 @@ class Reader:
     ) -> Imported:
         if "unet_config" not in self.params:
             raise CheckpointError(
-                f"the configuration is of a {self.target.name} with no unet_config: it is no LatentDiffusion"
+                f"the configuration is of a {self.target.name} with no unet_config: it is not a LatentDiffusion"
             )
         with sane():
             first_stage = original.autoencoder(Target.of(self.params.get("first_stage_config"), "first_stage_config"))
@@ -297,7 +297,7 @@ class Reader:
         taken, report = match(expected, {name: UNET + name for name in expected}, self.tensors)
         if not report.complete:
             if report.matched:
-                self.notes.append("the weights before averaging are not whole, and are left out")
+                self.notes.append("the weights before averaging are incomplete, and are left out")
             return None
         try:
             check_finite(taken, self.where)

@@ -57,7 +57,7 @@ PLAIN: Mapping[str, type] = {
 
 
 class StandIn:
-    """In place of an object that is not read."""
+    """In place of an object that is not supported."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.state: Any = None

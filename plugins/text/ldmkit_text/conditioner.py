@@ -199,7 +199,7 @@ class TextConditioner(Conditioner):
         if embedding.ndim != 2 or embedding.shape[1] != width or not 0 < len(embedding) <= self.length:
             raise UsageError(
                 f"an embedding of a prompt is (l, {width}), 1 to {self.length} tokens; given: {tuple(embedding.shape)}",
-                hint="several are a tensor (images, l, width), or a list of them, one an image",
+                hint="several are a tensor (images, l, width), or a list of them, one per image",
             )
         return {"embedding": embedding.float(), "mask": torch.ones(len(embedding), dtype=torch.bool)}
 

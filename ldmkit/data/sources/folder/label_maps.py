@@ -189,7 +189,7 @@ def _check_range(ids: NDArray[np.integer[Any]], classes: int, path: str) -> None
         raise DataError(
             f"the map holds the id {int(wrong.flat[0])} ({wrong.size} pixels out of range); "
             f"allowed: 0 to {classes - 1}, and {IGNORED} for unlabelled",
-            hint="give data.map_classes, or mend the map",
+            hint="give data.map_classes, or fix the map",
             where=printable(path),
         )
 
