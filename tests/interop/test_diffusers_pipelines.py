@@ -274,10 +274,10 @@ def test_partial_pipelines_are_refused_unless_the_tensors_are_named(registry, tm
     ("part", "key", "value", "message"),
     [
         ("unet", "layers_per_block", 10**8, "1 to 128 are read"),
-        ("unet", "block_out_channels", "wide", "no network can be built"),
+        ("unet", "block_out_channels", "wide", "network that cannot be built"),
         ("unet", "norm_num_groups", 5, "do not divide its 16 channels"),
-        ("vqvae", "block_out_channels", None, "no network can be built"),
-        ("scheduler", "num_train_timesteps", "many", "no network can be built"),
+        ("vqvae", "block_out_channels", None, "network that cannot be built"),
+        ("scheduler", "num_train_timesteps", "many", "network that cannot be built"),
     ],
 )
 def test_configurations_that_no_network_can_be_built_of(registry, tmp_path, part, key, value, message):
