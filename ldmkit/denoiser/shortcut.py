@@ -14,8 +14,8 @@ class LinearShortcut(nn.Module):
     all of it is; Karras et al. 2022, arXiv 2206.00364, take such a part out by preconditioning). A UNet's group norms, each
     relative to its own image, forget the input's size and mean, and the blocks have to learn them again.
 
-    `gain` multiplies the convolution. Adam moves each weight by about its learning rate a step, and what is copied has a weight of
-    one: with a gain of 10 it is there after a tenth of the steps.
+    `gain` multiplies the convolution. Adam moves each weight by about its learning rate a step, and what is copied has a weight
+    of one: with a gain of 10 it is there after a tenth of the steps.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, gain: float = 1.0) -> None:

@@ -25,9 +25,8 @@ TENSOR = re.compile(r"\b(Tensor|ndarray|NDArray)\b")
 # Tensors by name, a state dict, have no one shape.
 BY_NAME = re.compile(r"\b(?:dict|Mapping|MutableMapping)\[str, (?:\w+ \| )?(?:Tensor|nn\.Parameter)(?: \| \w+)?\]")
 # (b, c, h, w), (l_i, ...), (*shape), (3, h, w), (), and what has no axes to name
-DIMENSION = (
-    r"(?:\*?[a-wyz]\d?|l_i|\.\.\.|\*\w[\w.]*|[2-9]|\d\d+|count|distinct|draws|rows|side|out|channels|latent_channels)"
-)
+WORD = r"count|distinct|draws|rows|side|out|(?:image_|latent_)?channels"
+DIMENSION = rf"(?:\*?[a-wyzT]\d?|l_i|\.\.\.|\*\w[\w.]*|[2-9]|\d\d+|{WORD})"
 SHAPE = re.compile(
     rf"\({DIMENSION},[^()]*\)|\(\*\w[\w.]*\)|(?<![\w\]])\(\)|\b(?:a scalar|scalars|any shape|one shape)\b"
 )

@@ -179,6 +179,7 @@ class Reader(pickle.Unpickler):
         return self.stand_ins.setdefault(f"{module}.{name}", type(str(name), (StandIn,), {}))
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """The storage that a tensor asks for: its numbers (n,)."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ValueError(f"a storage of kind {kind!r}")
