@@ -1,4 +1,4 @@
-"""The errors a user can mend: what was given, what is allowed, what to do. Loads no torch."""
+"""The errors a user can fix: what was given, what is allowed, what to do. Loads no torch."""
 
 from __future__ import annotations
 

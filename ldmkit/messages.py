@@ -45,7 +45,7 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: at which key, and what. `plugin` if a plugin, not the recipe, has to be mended."""
+    """One thing that is wrong: at which key, and what. `plugin` if a plugin, not the recipe, has to be fixed."""
 
     path: KeyPath
     text: str

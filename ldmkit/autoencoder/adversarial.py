@@ -81,7 +81,10 @@ def adaptive_weight(reconstruction: Tensor, game: Tensor) -> Tensor:
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Mean over images of |gradient of the summed logits|^2; `images` must require a gradient. A scalar, differentiable."""
+    """() mean over images (b, c, h, w) of |gradient of the summed logits|^2; `images` must require a gradient.
+
+    Differentiable.
+    """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
@@ -102,6 +105,6 @@ class KnownGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
-        """The known gradient times what comes from above."""
+        """The known gradient (b, c, h, w) times the scalar that comes from above."""
         (gradient,) = ctx.saved_tensors
         return outputs[0] * gradient, None, None

@@ -44,7 +44,7 @@ class Autoencoder(nn.Module, ABC):
     @property
     @abstractmethod
     def last_layer(self) -> Tensor:
-        """The weight that the adaptive adversarial weight measures gradients at."""
+        """The weight, (out, in, k, k) of a convolution, at which the adaptive adversarial weight measures gradients."""
 
     @abstractmethod
     def _posterior(self, images: Tensor) -> Posterior: ...
@@ -100,6 +100,8 @@ class Autoencoder(nn.Module, ABC):
 
         Args:
             noise: unit normal, of the latent's shape (`latent_shape`); only a KL autoencoder reads it.
+
+        Raises UsageError and DataError for images as `fit` does.
         """
         found = self._reconstruct(self.fit(images), noise)
         height, width = images.shape[-2:]
@@ -174,7 +176,12 @@ class Autoencoder(nn.Module, ABC):
         return self
 
     def fit(self, images: Tensor) -> Tensor:
-        """Checked images, padded on the right and at the bottom to multiples of `factor` where `pad` allows it."""
+        """Checked images (b, image_channels, h, w); with `pad`, padded right and below to multiples of `factor`.
+
+        Raises:
+            UsageError: the images have another shape, or a side is no multiple of `factor` and `pad` is off.
+            DataError: a value is NaN or infinite (looked at on the CPU only: elsewhere it would stall the device).
+        """
         if images.dim() != 4 or images.shape[1] != self.image_channels:
             raise UsageError(f"images have shape {tuple(images.shape)}; expected (b, {self.image_channels}, h, w)")
         height, width = images.shape[-2:]

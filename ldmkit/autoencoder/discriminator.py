@@ -24,6 +24,8 @@ class PatchDiscriminator(nn.Module):
         layers: 2 or 3 in the paper.
         channels: width of the first convolution; doubles with each, up to eightfold.
         norm: `batch` as released; `group` and `none` do not depend on the batch, nor on the ranks.
+
+    Raises UsageError for `layers` outside 1 to 6, an unknown `norm`, or fewer than 1 channel.
     """
 
     def __init__(self, image_channels: int, *, layers: int = 3, channels: int = 64, norm: NormType = "batch") -> None:

@@ -19,6 +19,8 @@ class IdentityAutoencoder(Autoencoder):
 
     Args:
         image_channels: 1 to 16.
+
+    Raises UsageError for another number of channels.
     """
 
     def __init__(self, *, image_channels: Annotated[int, Field(ge=1, le=MOST_IMAGE_CHANNELS)] = 3) -> None:

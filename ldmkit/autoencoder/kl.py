@@ -49,7 +49,7 @@ class KLAutoencoder(Autoencoder):
 
     @property
     def last_layer(self) -> Tensor:
-        """The decoder's last convolution."""
+        """The decoder's last convolution, (image_channels, channels, 3, 3)."""
         return self.decoder.conv_out.weight
 
     def decoder_input(self, latents: Tensor) -> Tensor:

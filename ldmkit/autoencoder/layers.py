@@ -18,7 +18,7 @@ AttentionType = Literal["none", "vanilla", "linear"]
 
 
 class Normaliser(Protocol):
-    """Takes the place of a layer's own statistics: what the exact tiled form puts into every `Norm`."""
+    """Normalises (b, c, h, w) in place of a layer's own statistics: the exact tiled form puts it into every `Norm`."""
 
     def __call__(self, norm: Norm, x: Tensor) -> Tensor: ...
 
@@ -43,7 +43,7 @@ class Norm(nn.GroupNorm):
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU; in place where no gradient will be asked for, which saves one activation map at the peak."""
+    """SiLU, of any shape; in place where no gradient will be asked for, which saves one activation map at the peak."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 

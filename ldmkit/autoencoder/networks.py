@@ -164,7 +164,7 @@ class Decoder(nn.Module):
 
 
 def recomputed(level: nn.Module, x: Tensor) -> Tensor:
-    """`level(x)`, whose activations are computed again in the backward pass instead of being kept."""
+    """`level(x)` of x (b, c, h, w), whose activations are computed again in the backward pass instead of being kept."""
     if not torch.is_grad_enabled():
         return level(x)  # type: ignore[no-any-return]
     return checkpoint(level, x, use_reentrant=False)  # type: ignore[no-any-return]

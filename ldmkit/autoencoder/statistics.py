@@ -79,7 +79,7 @@ class Moments:
         )
 
     def add(self, latents: Tensor) -> None:
-        """Take in unscaled latents (b, c, h, w)."""
+        """Take in unscaled latents (b, c, h, w). Raises UsageError for another number of dimensions."""
         if latents.dim() != 4:
             raise UsageError(f"latents have shape {tuple(latents.shape)}; expected (b, c, h, w)")
         values = latents.detach().double()

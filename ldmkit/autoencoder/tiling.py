@@ -49,6 +49,8 @@ def tiled_encode(
         images: (b, image_channels, h, w) in [-1, 1].
         generators: as in `encode`; the noise is drawn once for the whole latent.
         tile, overlap: in latent pixels, as in `tiled_decode`.
+
+    Raises UsageError where the overlap is not from 0 to below the tile.
     """
 
     def moments(part: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The command line: one thin file a verb. Commands import what they need when they are called, so `--help` loads no torch.
 
-Exit codes: 0 done; 2 the user's to mend; 1 ours; 130 and 143 interrupted.
+Exit codes: 0 done; 2 an error that the user can fix; 1 ours; 130 and 143 interrupted.
 """
 
 from __future__ import annotations

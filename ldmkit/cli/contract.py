@@ -26,7 +26,8 @@ def examine(
     """What is wrong with the conditioner or the denoiser `name`, in words, or None.
 
     `options` are given to its constructor, after a conditioner's `fit` has seen the data; `data` is the type of a data source and
-    its options, as in a recipe; `fields` maps a conditioner's fields to those of the data.
+    its options, as in a recipe; `fields` maps a conditioner's fields to those of the data. Raises UsageError where the
+    data source cannot be made from its options, and DataError where the data lacks a field.
     """
     if name in registry.denoisers and name not in registry.conditioners:
         return _denoiser(registry.denoisers.load(name), options)

@@ -49,7 +49,7 @@ SMALL_SHARED_MEMORY = 256  # MiB: data workers hand batches over there
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `ok` False is something to mend, None something that may be missing."""
+    """One line: `ok` False is something to fix, None something that may be missing."""
 
     what: str
     found: str

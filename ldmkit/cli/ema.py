@@ -14,7 +14,7 @@ POOR = 0.05  # of a profile's size: an average that is further off is not what w
 @click.command(name="ema")
 @click.argument("run", metavar="RUN")
 @click.option("--sigma-rel", type=float, required=True, help="The length of the average, as a share of the training.")
-@click.option("--step", type=click.IntRange(min=1), help="Of a snapshot; default: the last.")
+@click.option("--step", type=click.IntRange(min=1), help="The step of the snapshot; default: the last.")
 @click.option("--to", "target", metavar="DIR", help="A new directory; default: RUN/post-hoc/<sigma-rel>.")
 @plugin_files
 @json_option
@@ -39,7 +39,7 @@ def command(
     model.save(place)
     if found.error > POOR:
         aside(
-            f"the snapshots cannot be put together to this length: the average is {found.error:.0%} off; choose one nearer to "
+            f"the snapshots cannot be combined to an average of this length: it is {found.error:.0%} off; choose one nearer to "
             "train.post_hoc.sigma_rel, or keep more snapshots"
         )
     if as_json:

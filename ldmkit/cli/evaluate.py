@@ -55,14 +55,16 @@ class Asked:
 @click.option("--sampler", help="Its name; `ldmkit plugins list` shows them.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of the sampler.")
 @click.option("--guidance", multiple=True, metavar="SCALE", help="A number, SLOT=SCALE, or an expression.")
-@click.option("--eta", type=float, help="Of the sampler: how much fresh noise a step takes.")
+@click.option("--eta", type=float, help="How much fresh noise a step of the sampler adds.")
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="Another option of the sampler.")
 @click.option("--seed", type=click.IntRange(min=0), help="Sample i has seed SEED + i; default: the recipe's.")
 @click.option(
     "--sweep", metavar="NAME=A,B,C", help="Measure at each value: guidance=1,1.5,2,3; steps=..., or an option."
 )
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Which weights.")
-@click.option("--checkpoint", metavar="WHICH", help="Newest, best (lowest validation), or a step.")
+@click.option(
+    "--checkpoint", metavar="WHICH", help="Which of the run's checkpoints: newest, best (lowest validation), or a step."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
 @click.option("--without", multiple=True, metavar="SLOT", help="Leave out a slot whose plugin is not here: it is null.")
 @click.option("--out", metavar="DIR", help="A new directory for the figures and sheets; default: in RUN/evaluations.")
@@ -160,7 +162,7 @@ def _check_new(folder: Path) -> None:
     from ldmkit.errors import UsageError
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already and not empty", hint="choose another place: --out DIR")
+        raise UsageError(f"{folder} already exists and is not empty", hint="choose another place: --out DIR")
 
 
 def _chosen(recipe: Recipe, metrics: Sequence[str]) -> Recipe:

@@ -32,7 +32,7 @@ AUTOENCODER = (
 def write(registry: Registry, path: str, conditions: tuple[str, ...], to: str | None, steps: int | None) -> Path:
     """Writes a recipe that trains on the folder `path` with these conditioners; returns its file.
 
-    Raises UsageError where the file is there already, or the folder has no field that a conditioner reads.
+    Raises UsageError where the file already exists, or the folder has no field that a conditioner reads.
     """
     from ldmkit.cli.data import source_at
     from ldmkit.data.overview import overview, recipe_lines, sum_of
@@ -42,7 +42,7 @@ def write(registry: Registry, path: str, conditions: tuple[str, ...], to: str | 
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).expanduser().resolve().name).strip("-.") or "mine"
     target = Path(to).expanduser() if to else Path(f"{name}.yaml")
     if target.exists():
-        raise UsageError(f"{target} is there already", hint="give another name: --to OTHER.yaml")
+        raise UsageError(f"{target} already exists", hint="give another name: --to OTHER.yaml")
     slots = {condition.replace("-", "_"): _slot(registry, condition, found) for condition in conditions}
     batch = max(1, min(32, sum_of(found)))
     text = TEMPLATE.format(

@@ -34,7 +34,7 @@ def command(
     from ldmkit.planning import plan
 
     if why := check_fields(complete, registry):
-        aside(f"whether the data have the fields that the slots read was not seen: {why}")
+        aside(f"not checked: whether the data have the fields that the slots read: {why}")
     found = plan(complete, registry, gpus)
     if as_json:
         echo_json(found.to_json())

@@ -118,8 +118,8 @@ def new(name: str, to: str | None, kind: str, as_json: bool) -> None:
     catalog = plugins.load().catalogs[f"{kind}s"]
     if name in catalog:
         raise UsageError(
-            f"the {kind} '{name}' is there already: {catalog.entries_of(name)[0].origin}",
-            hint="choose another name: two plugins that register one name get in each other's way",
+            f"the {kind} '{name}' already exists: {catalog.entries_of(name)[0].origin}",
+            hint="choose another name: two plugins cannot register the same one",
         )
     folder = write(name, Path(to).expanduser() if to else None, kind=kind)
     if as_json:

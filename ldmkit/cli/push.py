@@ -21,7 +21,7 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+")
     "--licence", metavar="NAME", help="For the model card: apache-2.0, cc-by-4.0 ... Asked for where none is stated."
 )
 @click.option("--public", is_flag=True, help="Everybody may read it; a new repository is private otherwise.")
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and stop. Asks no network.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent and stop, without a network.")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Which weights.")
 @plugin_files
 @json_option
@@ -74,7 +74,7 @@ def _asked(dry_run: bool) -> str:
     """The licence, from whoever sits there. Raises a usage error where nobody does."""
     if sys.stdin.isatty() and not dry_run:
         return str(click.prompt("Under which licence (apache-2.0, cc-by-4.0, other)", err=True)).strip()
-    raise click.UsageError("no licence is stated for this model; say one: --licence apache-2.0")
+    raise click.UsageError("no licence is stated for this model; give one: --licence apache-2.0")
 
 
 def _say(name: str, licence: str, public: bool, sent: dict[str, int], dry_run: bool) -> None:

@@ -49,7 +49,7 @@ def copy(name: str, to: str | None) -> None:
     if target.is_dir():
         target = target / source.name
     if target.exists():
-        raise UsageError(f"{target} is there already", hint=f"ldmkit recipe copy {name} OTHER.yaml")
+        raise UsageError(f"{target} already exists", hint=f"ldmkit recipe copy {name} OTHER.yaml")
     if not target.parent.is_dir():
         raise UsageError(f"there is no directory {target.parent}")
     shutil.copyfile(source, target)
@@ -91,7 +91,7 @@ def check(recipe: str, overrides: tuple[str, ...], files: tuple[str, ...], compo
         from ldmkit.assembly import check_fields
 
         if why := check_fields(checked, registry):
-            aside(f"whether the data have the fields that the slots read was not seen: {why}")
+            aside(f"not checked: whether the data have the fields that the slots read: {why}")
     facts = {"name": checked.name, "path": str(checked.source), "components": components, "valid": True}
     if as_json:
         echo_json(facts)

@@ -21,10 +21,12 @@ QUICK_COUNT = 8  # images drawn, and judged where a metric says a number
 @click.command(name="run")
 @recipe_argument
 @click.option("--out", metavar="DIR", help="The run directory; default: runs/<recipe name>.")
-@click.option("--fresh", is_flag=True, help="Start anew; the old directory is renamed, nothing is deleted.")
-@click.option("--accept-new-data", is_flag=True, help="Go on although the data changed since the run began.")
+@click.option(
+    "--fresh", is_flag=True, help="Start again from step 0; the old directory is renamed, nothing is deleted."
+)
+@click.option("--accept-new-data", is_flag=True, help="Continue although the data changed since the run began.")
 @click.option("--quick", is_flag=True, help="The whole path in 20 steps a stage, in runs/<recipe name>-quick.")
-@click.option("--dry-run", is_flag=True, help="Check recipe, data and directory, say what would be done, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check recipe, data and directory, show what would be done and stop.")
 def command(
     recipe: str,
     overrides: tuple[str, ...],
@@ -94,7 +96,7 @@ def _say_plan(recipe: Recipe, registry: Registry, folder: Path, fresh: bool) -> 
     from ldmkit.runs.directory import read_status
 
     if why := check_fields(recipe, registry):
-        aside(f"whether the data have the fields that the slots read was not seen: {why}")
+        aside(f"not checked: whether the data have the fields that the slots read: {why}")
     own = recipe.autoencoder.train
     if own is not None:
         click.echo(f"would train the autoencoder: {own.steps} steps of {own.batch}")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "conditions",
     multiple=True,
     metavar="SLOT=VALUE",
-    help='text="a red circle"; given again, one image each; text=@prompts.txt takes one a line.',
+    help='text="a red circle"; given again, one image each; text=@prompts.txt takes one per line.',
 )
 @click.option(
     "--negative", multiple=True, metavar="SLOT=VALUE", help="What stands in for a slot's null; several with perp-neg."
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     "-n",
     "--count",
     type=click.IntRange(min=1),
-    help="How many images; default 4, or one a condition.",
+    help="How many images; default 4, or one per condition.",
 )
 @click.option("--guidance", multiple=True, metavar="SCALE", help="A number, SLOT=SCALE, or an expression.")
 @click.option(
@@ -55,7 +55,9 @@ if TYPE_CHECKING:
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the sampler: eta=1")
 @click.option("--init-image", metavar="FILE", help="A picture to start from, instead of noise alone.")
 @click.option("--strength", type=float, help="How far back to noise it goes, up to 1; default 0.75, with a mask 1.")
-@click.option("--mask", metavar="FILE", help="Of the picture: white is painted anew, black is kept.")
+@click.option(
+    "--mask", metavar="FILE", help="A mask of that image: white is painted anew, black is kept, as in diffusers."
+)
 @click.option("--keep", metavar="FILE", help="The reverse of --mask: white is kept.")
 @click.option(
     "--progress", type=click.IntRange(min=2), metavar="N", help="N pictures of the way there, in progress.png."
@@ -64,7 +66,9 @@ if TYPE_CHECKING:
 @click.option("--size", metavar="SIZE", help="Pixels: 64, or HEIGHTxWIDTH.")
 @click.option("--without", multiple=True, metavar="SLOT", help="Leave out a slot whose plugin is not here: it is null.")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Which weights.")
-@click.option("--checkpoint", metavar="WHICH", help="Of a run: newest, best (lowest validation), or a step.")
+@click.option(
+    "--checkpoint", metavar="WHICH", help="Which of the run's checkpoints: newest, best (lowest validation), or a step."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
 @click.option(
     "--conditions", "listed", metavar="FILE", help="A .jsonl or .csv, its columns slots: an image for each row."
@@ -72,7 +76,9 @@ if TYPE_CHECKING:
 @click.option(
     "--held-out", type=click.IntRange(min=1), metavar="N", help="An image for each of N held-out samples' conditions."
 )
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Of a list: images at a time.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="How many images of a list at a time."
+)
 @click.option("--out", metavar="DIR", help="Where to write; default: a new directory in RUN/samples.")
 @plugin_files
 @json_option
@@ -131,7 +137,7 @@ def command(
 
         if given or count or image_asked(more) or progress or size:
             raise click.UsageError(
-                "--conditions and --held-out go without --condition, --count, --size, --progress and images"
+                "--conditions and --held-out cannot be combined with --condition, --count, --size, --progress and images"
             )
         asked: dict[str, Any] = {
             "sampler": sampler,
@@ -198,8 +204,8 @@ def sampler_options(texts: Sequence[str]) -> dict[str, Any]:
     own = values(texts, "--option")
     for name in own:
         if name in _OTHERWISE:
-            instead = f"say {_OTHERWISE[name]}" if _OTHERWISE[name] else "it is Python's alone"
-            raise click.UsageError(f"--option {name}: that is no option of a sampler; {instead}")
+            instead = f"use {_OTHERWISE[name]}" if _OTHERWISE[name] else "it is available in Python only"
+            raise click.UsageError(f"--option {name} is not an option of a sampler; {instead}")
     return own
 
 
@@ -209,7 +215,7 @@ def image_asked(more: dict[str, Any]) -> bool:
 
 
 class Progress:
-    """A callback of samplers that keeps the x_0 predicted on the way: about `count` of them, evenly, the last one included."""
+    """A callback of samplers that keeps predicted x_0 (b, c, h, w): about `count` of them, evenly, with the last."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -248,11 +254,11 @@ def lines_of(file: str) -> list[str]:
         lines = Path(file).expanduser().read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"@{file} cannot be read: {error}", hint="a text file in UTF-8, with one value a line"
+            f"@{file} cannot be read: {error}", hint="a text file in UTF-8, with one value per line"
         ) from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise UsageError(f"@{file} is empty", hint="write one value a line")
+        raise UsageError(f"@{file} is empty", hint="write one value per line")
     return found
 
 

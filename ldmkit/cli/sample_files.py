@@ -27,7 +27,7 @@ class Facts:
 
     run: str
     model: LatentDiffusion
-    values: Mapping[str, Any]  # slot -> a value, or a list of them, one an image in turn
+    values: Mapping[str, Any]  # slot -> a value, or a list of them, one per image in turn
     seed: int
     settings: Mapping[str, Any]  # those that were asked for; the rest is the model's
 

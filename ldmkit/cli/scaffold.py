@@ -26,7 +26,7 @@ def write(name: str, folder: Path | None = None, *, kind: str = "conditioner") -
         )
     folder = folder or Path(f"ldmkit-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already", hint="Choose another place with --to DIR")
+        raise UsageError(f"{folder} already exists", hint="Choose another place with --to DIR")
     words = _words(name, kind)
     for root in (_templates() / "common", _templates() / kind):
         for template in sorted(root.rglob("*.txt")):

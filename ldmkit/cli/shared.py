@@ -114,13 +114,13 @@ def run_folder(run: str) -> Path:
         parent = folder.parent if folder.parent.is_dir() else Path("runs")
         runs = sorted(str(path.parent) for path in parent.glob(f"*/{RECIPE}"))
         raise CheckpointError(
-            f"{run} is no run's directory", hint=f"Runs there: {', '.join(runs[:5])}" if runs else None
+            f"{run} is not a run directory", hint=f"Runs there: {', '.join(runs[:5])}" if runs else None
         )
     return folder
 
 
 def aside(text: str) -> None:
-    """A note to the person that is no part of the answer: on standard error."""
+    """A note to the person that is not part of the output: on standard error."""
     click.echo(f"note: {text}", err=True)
 
 
@@ -134,7 +134,7 @@ def checkpoint_of(text: str | None) -> int | Literal["newest", "best"] | None:
 
 
 def echo_json(value: Any) -> None:
-    """The answer of `--json`, alone on standard output."""
+    """The output of `--json`, alone on standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str), file=_answers.get())
 
 

@@ -17,11 +17,14 @@ PAUSE = 1.0  # seconds between two looks
 @click.command(name="tail")
 @click.argument("run", metavar="RUN")
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=1), default=10, show_default=True, help="How many lines of the past."
+    "-n",
+    "--lines",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many of the last lines to show first.",
 )
-@click.option(
-    "--follow/--no-follow", default=True, show_default=True, help="Go on until the run has ended; Ctrl-C ends it too."
-)
+@click.option("--follow/--no-follow", default=True, show_default=True, help="Follow until the run ends, or Ctrl-C.")
 def command(run: str, lines: int, follow: bool) -> None:
     """Show the newest numbers of a run, and follow it, from another terminal or machine."""
     from ldmkit.runs.directory import read_status

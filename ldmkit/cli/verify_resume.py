@@ -11,8 +11,14 @@ WIDTH = 12  # letters of a hash that are shown
 
 @click.command(name="verify-resume")
 @recipe_argument
-@click.option("--steps", type=click.IntRange(min=2), default=6, show_default=True, help="Of each stage.")
-@click.option("--at", type=click.IntRange(min=1), default=3, show_default=True, help="Kill it after so many of them.")
+@click.option("--steps", type=click.IntRange(min=2), default=6, show_default=True, help="Steps of each stage.")
+@click.option(
+    "--at",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Of these, how many before the run is killed.",
+)
 @json_option
 def command(
     recipe: str, overrides: tuple[str, ...], files: tuple[str, ...], steps: int, at: int, as_json: bool

@@ -1,4 +1,4 @@
-"""What a conditioner answers, examined: a wrong answer is named with its slot and plugin, what came, and what was promised."""
+"""What a conditioner returns, checked: a fault is named with slot and plugin, what was returned, and what was expected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HINT = "ldmkit.testing.check_conditioner examines it whole"
 class Examiner:
     """Asks one slot's conditioner.
 
-    Shapes, types and places are looked at in every answer. Numbers that are not finite, and what else the conditioner did to
+    Shapes, dtypes and devices are checked in every output. Numbers that are not finite, and what else the conditioner did to
     its batch or to the process, are looked at where `closely` is asked for: the first look waits for the device, the second
     copies the batch.
     """
@@ -67,7 +67,7 @@ class Examiner:
         return prepared
 
     def ask(self, prepared: Tensors | None, canvas: Canvas, rows: int, *, closely: bool = False) -> Conditioning:
-        """The answer for `rows` rows (None: the null's one row).
+        """The output for `rows` rows (None: the null's one row).
 
         Raises:
             PluginError: the conditioner raised, or breaks its contract.
@@ -106,7 +106,7 @@ class Examiner:
         with torch.no_grad():
             found: Any = called(self.who, "fidelity", lambda: self.conditioner.fidelity(images, prepared))
         if found is not None and (not isinstance(found, Tensor) or found.shape != images.shape[:1]):
-            raise self._unlike("fidelity", found, f"a tensor of shape ({len(images)},), one value an image, or None")
+            raise self._unlike("fidelity", found, f"a tensor of shape ({len(images)},), one value per image, or None")
         return found
 
     def _unlike(self, method: str, got: Any, expected: str) -> PluginError:
@@ -114,7 +114,7 @@ class Examiner:
         return PluginError(f"{self.who} gave {type(got).__name__}{shape} as {method}; expected {expected}")
 
     def check(self, answer: Any, canvas: Canvas, rows: int, *, null: bool = False) -> None:
-        """Ports, shapes, types and device of an answer."""
+        """Raises `PluginError` where the ports, shapes, types or device of what a conditioner returned are wrong."""
         if not isinstance(answer, Conditioning):
             raise PluginError(
                 f"{self.who} gave {type(answer).__name__}; expected Conditioning(tokens=..., vector=..., concat=...)",
@@ -151,7 +151,7 @@ class Examiner:
             if value != before.process[name]:
                 raise PluginError(
                     f"{self.who} changed {name} from {before.process[name]} to {value}",
-                    hint="leave the process as it was",
+                    hint="restore what it changes in the process",
                 )
 
 

@@ -111,6 +111,8 @@ class Conditioner(nn.Module, ABC):
         `size` is the (h, w) in pixels of the image to be made. Default: the value stands for the one field in `reads`; a
         conditioner of several fields takes a mapping, or a JSON object. Each field is read as the data source reads its own
         (`ldmkit.images.read_field`, told by `known_fields`): an image by its path, a class by its name.
+
+        Raises UsageError for a value that cannot be read, or a mapping that lacks a field.
         """
         values = {self.reads[0]: value} if len(self.reads) == 1 else self._several(value)
         return self.prepare(
@@ -133,7 +135,7 @@ class Conditioner(nn.Module, ABC):
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise UsageError(f"{value!r:.80} is no JSON: {error}") from error
+                raise UsageError(f"{value!r:.80} is not valid JSON: {error}") from error
         if isinstance(value, Mapping) and set(value) == set(self.reads):
             return value
         example = ", ".join(f'"{name}": ...' for name in self.reads)

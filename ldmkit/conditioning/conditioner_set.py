@@ -15,7 +15,7 @@ from ldmkit.conditioning.stored_null import StoredNull
 from ldmkit.conditioning.types import Batch, Canvas, Conditioning, Tensors, pad_tokens
 from ldmkit.errors import DataError, UsageError
 
-CLOSE_LOOK = 100  # every so many calls, the first one included, answers are examined closely (see `Examiner`)
+CLOSE_LOOK = 100  # every so many calls, the first one included, outputs are examined closely (see `Examiner`)
 
 
 class ConditionerSet(nn.Module):
@@ -27,6 +27,8 @@ class ConditionerSet(nn.Module):
         fields: slot -> {the conditioner's field: the sample's field}; a field that is not named keeps its name.
         dropout: the distribution over dropped subsets; default: nothing is dropped.
         origins: slot -> the plugin a conditioner is from ("ldmkit-depth 1.2"), for messages.
+
+    Raises UsageError for a slot named ``training``.
 
     Tokens are padded, projected to the context width (the widest token conditioner's; no projection where equal) and joined along
     length; concat is joined along channels.
@@ -134,6 +136,11 @@ class ConditionerSet(nn.Module):
     def collate(self, images: Tensor, prepared: Sequence[Mapping[str, Tensors | None]], positions: Tensor) -> Batch:
         """Rows that `prepare` or `from_user` made (None = absent) -> a batch; absent rows are filled with a present row's.
 
+        Args:
+            images: (b, c, h, w) in [-1, 1].
+            prepared: b mappings slot -> tensors of one sample.
+            positions: (b,) int64.
+
         Raises DataError for images that are not finite: looked at here, on the CPU, where nothing waits for it.
         """
         _check_images(images, positions)
@@ -162,7 +169,7 @@ class ConditionerSet(nn.Module):
     # for the UNet
 
     def examiner(self, slot: str) -> Examiner:
-        """Asks the slot's conditioner and names it where its answer is wrong."""
+        """Asks the slot's conditioner and names it where its output is wrong."""
         return Examiner(slot, self[slot], self._origins.get(slot, ""))
 
     def forward(
@@ -181,7 +188,7 @@ class ConditionerSet(nn.Module):
 
         `present[slot]` and `dropped[slot]` (b,) bool are on the CPU, where it is decided who is asked: nothing waits for the
         device. Rows that are dropped get the slot's null. `negative[slot]`: prepared tensors of `rows` rows that stand in for
-        the slot's null. `known[slot]`: what the slot answered to these rows before; it is not asked again. `closely`: whether
+        the slot's null. `known[slot]`: what the slot returned for these rows before; it is not called again. `closely`: whether
         answers are looked at closely (see `Examiner`); default: in every hundredth call.
         """
         closely = self._calls % CLOSE_LOOK == 0 if closely is None else closely
@@ -271,7 +278,7 @@ def _project(projections: nn.ModuleDict, slot: str, value: Tensor) -> Tensor:
 
 
 def where(keep: Tensor, answer: Conditioning, null: Conditioning) -> Conditioning:
-    """`answer` in the rows where `keep` (b,) is True, `null` elsewhere; tokens are padded to the longer of the two."""
+    """`answer`, an output, in rows where `keep` (b,) is True, `null` elsewhere; tokens are padded to the longer of the two."""
     tokens, mask = answer.tokens, answer.mask
     if answer.tokens is not None and null.tokens is not None:
         length = max(answer.tokens.shape[1], null.tokens.shape[1])

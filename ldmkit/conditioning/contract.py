@@ -1,4 +1,4 @@
-"""What an answer of `encode` or `null` must be: one check, for training and sampling (`Examiner`) and for `ldmkit.testing`."""
+"""What `encode` and `null` must return: one check, for training and sampling (`Examiner`) and for `ldmkit.testing`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Shape = tuple[int | None, ...]  # None: any length
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with an answer, as what was returned and what was expected; and what to write instead."""
+    """What is wrong with a conditioner's output, as what was returned and what was expected; and what to write instead."""
 
     text: str
     remedy: str
 
 
 def fault_of(answer: Conditioning, emits: Ports, canvas: Canvas, rows: int, *, null: bool = False) -> Fault | None:
-    """The first fault in ports, shapes, dtypes, devices and mask of an answer for `rows` rows. Reads no number."""
+    """The first fault in ports, shapes, dtypes, devices and mask of an output for `rows` rows. Reads no number."""
     for port, shape in promised(emits, canvas, rows).items():
         value = getattr(answer, port)
         got = tuple(value.shape) if isinstance(value, Tensor) else None if value is None else type(value).__name__
@@ -41,7 +41,7 @@ def fault_of(answer: Conditioning, emits: Ports, canvas: Canvas, rows: int, *, n
 
 
 def number_fault(answer: Conditioning) -> Fault | None:
-    """The first fault in the numbers of an answer: what is not finite, a row that attends to nothing. Waits for the device."""
+    """The first fault in the numbers of an output: what is not finite, a row that attends to nothing. Waits for the device."""
     for port in PORTS:
         value = getattr(answer, port)
         if value is not None and not is_finite(value):
@@ -74,7 +74,7 @@ def shown(shape: Shape | None) -> str:
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether all numbers of a tensor are; of one without memory, or of whole numbers, they are."""
+    """Whether all numbers of a tensor of any shape are finite; True on meta, and for integers."""
     return value.is_meta or not value.is_floating_point() or bool(value.isfinite().all())
 
 
@@ -93,9 +93,9 @@ def _fits(got: Any, expected: Shape | None) -> bool:
 
 def _remedy(port: str, shape: Shape | None, value: Any, *, null: bool) -> str:
     if value is None or shape is None:
-        return "answer on every port in `emits`, and on no other"
+        return "return every port in `emits`, and no other"
     if null:
-        return "the null is ONE row, on the same ports and of the same width as what `encode` answers"
+        return "the null is ONE row, on the same ports and of the same width as what `encode` returns"
     if port == "concat":
         return "resize spatial input to `canvas.grid`, whatever it is (F.interpolate(x, canvas.grid)); the width is in `emits`"
     if port == "vector":

@@ -31,7 +31,7 @@ class Dropout:
 
     @classmethod
     def independent(cls, rates: Mapping[str, float]) -> Dropout:
-        """Each slot is dropped by itself with its own rate in [0, 1]."""
+        """Each slot is dropped by itself with its own rate in [0, 1]. Raises RecipeError for a rate outside it."""
         for slot, rate in rates.items():
             if not 0.0 <= rate <= 1.0:
                 raise RecipeError(f"dropout of {slot} is {rate}; a rate lies between 0 and 1")
@@ -46,7 +46,12 @@ class Dropout:
 
     @classmethod
     def from_table(cls, slots: Sequence[str], table: Mapping[str, float]) -> Dropout:
-        """``{"text": 0.1, "text+low_res": 0.05}``: exactly this subset is dropped, with this probability; the rest keeps all."""
+        """``{"text": 0.1, "text+low_res": 0.05}``: exactly this subset is dropped, with this probability.
+
+        What is left of 1 drops nothing.         Raises RecipeError for an unknown slot, a subset named twice, or
+        probabilities outside [0, 1] or of a sum above
+        1.
+        """
         subsets: dict[DroppedSlots, float] = {}
         for names, probability in table.items():
             subset = frozenset(name.strip() for name in names.split("+"))

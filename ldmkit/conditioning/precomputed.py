@@ -24,7 +24,7 @@ class PrecomputedConditioner(Conditioner):
         concat: channels on the latent grid; a value is (concat, h, w), resized to the grid.
 
     With several ports a value is a mapping port -> tensor. The null is zeros, for tokens one of them: attention to any number
-    of equal tokens gives the same.
+    of equal tokens gives the same. Raises RecipeError for `tokens` without `length`, the reverse, or no port at all.
     """
 
     reads = ("value",)

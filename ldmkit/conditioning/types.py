@@ -46,7 +46,7 @@ class Conditioning:
         return self.map(lambda value: value.expand(rows, *value.shape[1:]))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
-        """`function` applied to every tensor that is there."""
+        """`function` applied to every tensor (b, ...) that is there."""
         return Conditioning(
             *(
                 None if value is None else function(value)
@@ -98,7 +98,7 @@ class Canvas:
         return F.pad(maps, (0, columns, 0, rows), mode="replicate")
 
     def zeros(self, *shape: int) -> Tensor:
-        """Zeros of `shape` on the canvas' device, in its dtype."""
+        """Zeros (*shape) on the canvas' device, in its dtype."""
         return torch.zeros(*shape, device=self.device, dtype=self.dtype)
 
 
@@ -120,7 +120,7 @@ class Batch:
 
     `prepared[slot]` holds the collated tensors of all rows (a row without the field carries another row's values and is False in
     `present[slot]`), or None where no row has it. `latents` holds a cached posterior: ``mean`` and, for KL, ``logvar``.
-    `answers[slot]` holds what a frozen conditioner answered before to each row that has the condition.
+    `answers[slot]` holds what a frozen conditioner returned before for each row that has the condition.
     """
 
     images: Tensor  # (b, c, h, w) in [-1, 1]
@@ -145,7 +145,7 @@ class Batch:
         )
 
     def select(self, rows: Sequence[int] | Tensor) -> Batch:
-        """Some rows of the batch, in the order given (repeats are fine)."""
+        """The rows (n,) of the batch, in the order given (repeats are fine)."""
         index = torch.as_tensor(rows, dtype=torch.long)
 
         def pick(value: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def rows(values: Values, count: int | None, conditioners: ConditionerSet | None 
         if isinstance(given, str) or not all(isinstance(row, Mapping) for row in values):
             raise UsageError(
                 f"the conditions are {_named(values)}",
-                hint="give a mapping, {'text': 'a red circle'}, or a list of them, one an image",
+                hint="give a mapping, {'text': 'a red circle'}, or a list of them, one per image",
             )
         _count(count, len(values), "values")
         return list(values)
@@ -82,7 +82,11 @@ def prepare(
     size: tuple[int, int] | None,
     default: tuple[int, int],
 ) -> tuple[Prepared, tuple[int, int]]:
-    """The rows, prepared, and the image size (h, w): the one asked for, else the one the conditions imply, else `default`."""
+    """The rows, prepared, and the image size (h, w): `size`, else the one that the conditions imply, else `default`.
+
+    Raises UsageError for an unknown slot, a value that its conditioner cannot read, or conditions that imply different
+    sizes.
+    """
     _check_slots(conditioners, given)
     prepared = _prepare_all(conditioners, given, size or default)
     if size is not None:

@@ -29,7 +29,7 @@ def nearest(picture: Size, buckets: Sequence[Size]) -> int:
 
 
 def assign(pictures: Sequence[Size], buckets: Sequence[Size]) -> NDArray[np.int64]:
-    """The bucket of each picture."""
+    """(n,) the number of the bucket of each of n pictures (h, w)."""
     known: dict[Size, int] = {}
     for picture in pictures:
         if picture not in known:

@@ -58,6 +58,7 @@ class CroppedSample:
         )
 
     def picture(self) -> Tensor:
+        """The image cut by the view: float (c, h, w) in [-1, 1]."""
         return self.view.image(self.image, self.cutting.channels, self._coloured())
 
     def _coloured(self) -> Callable[[Image.Image], Image.Image] | None:
@@ -67,6 +68,11 @@ class CroppedSample:
         return partial(self.cutting.jitter.image, generator=generator(self.seed, f"{purpose}/jitter", position))
 
     def aligned(self, name: str, field: Field) -> Tensor | None:
+        """A field that lies pixel on pixel with the image, cut by the same view; None where the sample lacks it.
+
+        Boxes become (n, 5), maps of integers (h, w), images and numbers float (c, h, w). Raises DataError for a field
+        of another shape, or of another size than the image.
+        """
         value = self.raw[name]
         if value is None:
             return None

@@ -43,7 +43,8 @@ class Dataset:
         seed: of the views.
         aligned: fields that lie pixel on pixel with the image, besides all maps and boxes.
 
-    A source's own `view_defaults` are not applied: ``Dataset(source, size=64, **source.view_defaults)`` does.
+    A source's own `view_defaults` are not applied: ``Dataset(source, size=64, **source.view_defaults)`` does. Raises
+    DataError for an empty source, and for settings that no view can be cut with.
     """
 
     def __init__(
@@ -173,7 +174,10 @@ class Dataset:
     # samples
 
     def sample(self, item: int, epoch: int = 0) -> Sample:
-        """Sample `item`, its fields as `Field` describes them; reading a picture that cannot be used is a `BadSampleError`."""
+        """Sample `item`, its fields as `Field` describes them.
+
+        Reading a picture that cannot be used is a `BadSampleError`. Raises DataError for an item outside [0, count).
+        """
         index, key = self._place(item, epoch)
         return self._view(index, key, self.size_of(item))
 

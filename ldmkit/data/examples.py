@@ -17,7 +17,7 @@ from ldmkit.random import generator
 
 
 class Conditioners(Protocol):
-    """What loading needs of a `ConditionerSet`."""
+    """What loading needs of a `ConditionerSet`; images are (b, c, h, w) in [-1, 1], positions (b,) int64."""
 
     fields: Mapping[str, Mapping[str, str]]
 

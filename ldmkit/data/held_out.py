@@ -24,7 +24,10 @@ def check_share(validation: float) -> None:
 
 
 def rows_of(part: Part, names: Sequence[bytes], validation: float) -> NDArray[np.int64]:
-    """The rows of a part. Where a part would have none of several, the name nearest to it changes sides."""
+    """(n,) the rows of a part, ascending.
+
+    Where a part would have none of several, the name nearest to it changes sides.
+    """
     shares = np.array([share(name) for name in names])
     held_out = shares < validation
     if validation > 0 and len(set(names)) > 1:

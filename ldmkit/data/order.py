@@ -18,7 +18,7 @@ class Order(ABC):
 
     @abstractmethod
     def index(self, position: int) -> tuple[int, int]:
-        """(epoch, item) of a position >= 0."""
+        """(epoch, item) of a position. Raises DataError for one below 0."""
 
     def check(self, start: int, batch: int) -> None:
         """Raises `UsageError` where batches of `batch` from position `start` on are none of this order."""
@@ -29,7 +29,7 @@ class ShuffledOrder(Order):
     """Each epoch is a permutation keyed by (seed, epoch). `count` None is endless data, taken in order.
 
     With `shards`, it is a permutation of the shards and, inside as many as are taken together, one of their items: neighbours in
-    the order lie near each other on the disk.
+    the order lie near each other on the disk. Raises DataError for a count of 0.
     """
 
     def __init__(self, seed: int, count: int | None, *, shards: Shards | None = None) -> None:
@@ -78,6 +78,8 @@ class BucketOrder(Order):
 
     Args:
         buckets: the items of each bucket; empty ones are passed over.
+
+    Raises DataError where all are empty.
     """
 
     def __init__(self, seed: int, buckets: Sequence[Sequence[int]], batch: int) -> None:

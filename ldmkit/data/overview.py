@@ -22,7 +22,10 @@ LISTED = 10
 
 def overview(source: Source) -> dict[str, Any]:
     """JSON values: ``parts`` (count, classes), ``sizes``, ``fields`` (kind, what is known, an example), ``notes``, ``problems``
-    and ``near_duplicates`` (pairs of names) of a finite source. Images are decoded, at most `LOOKED_AT`."""
+    and ``near_duplicates`` (pairs of names) of a finite source. Images are decoded, at most `LOOKED_AT`.
+
+    Raises DataError for an endless source.
+    """
     names: tuple[Part, ...] = ("train", "validation") if source.holds_out() else ("train",)
     parts = {part: source.split(part) for part in names}
     info = parts["train"].info()

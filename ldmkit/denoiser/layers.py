@@ -25,7 +25,7 @@ class Context(NamedTuple):
 
 
 class Stage(nn.ModuleList):
-    """Blocks called one after the other as ``block(x, context)``; checkpointed one by one if asked to."""
+    """Blocks called one by one as ``block(x, context)``, x (b, c, h, w); checkpointed one by one if asked to."""
 
     def forward(self, x: Tensor, context: Context, *, checkpointed: bool = False) -> Tensor:
         for block in self:
@@ -94,7 +94,7 @@ def usual_groups(channels: int) -> int:
 
 
 def undivided(groups: int, widths: Sequence[int]) -> UsageError:
-    """For a number of groups that does not divide all of these widths."""
+    """The UsageError for a number of groups that does not divide all of these widths."""
     wrong = next(width for width in widths if width % groups)
     most = math.gcd(*widths)
     valid = [number for number in range(1, most + 1) if most % number == 0]

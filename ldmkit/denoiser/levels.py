@@ -58,7 +58,10 @@ class Variant:
 
     @classmethod
     def of(cls, value: Variant | Mapping[str, Any] | None) -> Variant:
-        """The variant that a recipe or a saved configuration says."""
+        """The variant that a recipe or a saved configuration says.
+
+        Raises UsageError for an option that does not exist.
+        """
         if isinstance(value, cls):
             return value
         options: Mapping[str, Any] = value or {}  # type: ignore[assignment]
@@ -177,7 +180,7 @@ def _check_options(config: Mapping[str, Any]) -> None:
 
 
 def spread(name: str, value: int | Sequence[int], levels: int) -> list[int]:
-    """One number a level."""
+    """One number a level. Raises UsageError for another number of them, or one below 1."""
     numbers = [value] * levels if isinstance(value, int) else list(value)
     if len(numbers) != levels:
         raise UsageError(f"{name} lists {len(numbers)} numbers for {levels} levels")

@@ -1,4 +1,4 @@
-"""How far an answer is from its target: l2, l1, Huber."""
+"""How far an output is from its target: l2, l1, Huber."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class L1(Distance):
 
 
 class Huber(Distance):
-    """Half the squared difference below `delta`, `delta` (|difference| - `delta` / 2) above."""
+    """Half the squared difference below `delta`, `delta` (|difference| - `delta` / 2) above.
+
+    Raises UsageError where delta is not above 0.
+    """
 
     def __init__(self, *, delta: Above = 1.0) -> None:
         if not delta > 0:

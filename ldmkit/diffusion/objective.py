@@ -19,7 +19,7 @@ from ldmkit.random import normal
 from ldmkit.schedules import SCHEDULES, Schedule
 from ldmkit.schedules import make as make_schedule
 
-# Both map x_t (b, c, h, w) and t (b,) to (b, c, h, w): a network answers in its own prediction, a denoiser with x_0.
+# Both map x_t (b, c, h, w) and t (b,) to (b, c, h, w): a network returns its own prediction, a denoiser x_0.
 Network = Callable[[Tensor, Tensor], Tensor]
 X0Predictor = Callable[[Tensor, Tensor], Tensor]
 PredictionName = Literal["eps", "x0", "v", "flow"]
@@ -32,8 +32,8 @@ class Diffusion(nn.Module):
 
     Args:
         schedule: timestep -> (alpha, sigma).
-        prediction: what the network answers: ``eps``, ``x0``, ``v`` or ``flow`` (or a `Prediction`).
-        loss: the distance of answer and target.
+        prediction: what the network predicts: ``eps``, ``x0``, ``v`` or ``flow`` (or a `Prediction`).
+        loss: the distance of output and target.
         weighting: of the noise levels.
         timestep_sampling: which noise levels are trained on.
         elbo: weight of the variational bound's term, added to the loss (the released code's `original_elbo_weight`).
@@ -120,33 +120,33 @@ class Diffusion(nn.Module):
         return alpha * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should answer, (b, c, h, w)."""
+        """What the network should output, (b, c, h, w)."""
         return self.prediction.target(x0, noise, *self._coefficients(t, x0))
 
     def to_x0(self, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """x_0 (b, c, h, w) of the network's answer at x_t = `noisy`."""
+        """x_0 (b, c, h, w) of the network's output at x_t = `noisy`."""
         return self.prediction.x0(output, noisy, *self._coefficients(t, noisy))
 
     def to_eps(self, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """eps (b, c, h, w) of the network's answer."""
+        """eps (b, c, h, w) of the network's output."""
         return self.prediction.noise(output, noisy, *self._coefficients(t, noisy))
 
     def to_v(self, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """v = alpha eps - sigma x_0 (b, c, h, w) of the network's answer."""
+        """v = alpha eps - sigma x_0 (b, c, h, w) of the network's output."""
         alpha, sigma = self._coefficients(t, noisy)
         return alpha * self.to_eps(output, noisy, t) - sigma * self.to_x0(output, noisy, t)
 
     def to_flow(self, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """u = eps - x_0 (b, c, h, w) of the network's answer."""
+        """u = eps - x_0 (b, c, h, w) of the network's output."""
         return self.to_eps(output, noisy, t) - self.to_x0(output, noisy, t)
 
     def from_x0(self, x0: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network's answer that means `x0` at x_t = `noisy`: the inverse of `to_x0`."""
+        """The output (b, c, h, w) of the network that means `x0` at x_t = `noisy`: the inverse of `to_x0`."""
         alpha, sigma = self._coefficients(t, noisy)
         return self.prediction.target(x0, (noisy - alpha * x0) / sigma, alpha, sigma)
 
     def denoiser(self, network: Network) -> X0Predictor:
-        """`network`, which answers in this prediction, as a denoiser (x_t, t) -> x_0."""
+        """`network`, which returns this prediction, as a denoiser (x_t, t) -> x_0."""
 
         def denoise(noisy: Tensor, t: Tensor) -> Tensor:
             return self.to_x0(network(noisy, t).to(noisy.dtype), noisy, t)

@@ -15,19 +15,19 @@ class Prediction(ABC):
 
     @abstractmethod
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network should have answered."""
+        """What the network should output."""
 
     @abstractmethod
     def x0(self, output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """x_0 of the network's answer."""
+        """x_0 of the network's output."""
 
     @abstractmethod
     def noise(self, output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """eps of the network's answer."""
+        """eps of the network's output."""
 
     @abstractmethod
     def gain(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """|error of the answer|^2 / |error of x_0|^2 at the same x_t."""
+        """|error of the output|^2 / |error of x_0|^2 at the same x_t."""
 
 
 class Eps(Prediction):

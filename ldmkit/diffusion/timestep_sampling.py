@@ -44,6 +44,7 @@ class Stratified(TimestepSampling):
 
     Position p draws from stratum bit_reverse(p) of 2^`bits`: any aligned run of 2^k positions has one in each of 2^k equal
     strata. So the spread holds for batches of every size, and a row's timestep still depends on its own position alone.
+    Raises UsageError for `bits` outside 1 to 30.
     """
 
     def __init__(self, *, bits: Annotated[int, Field(ge=1, le=30)] = 10) -> None:

@@ -1,7 +1,7 @@
 """Loss weightings: how much each noise level counts.
 
 The papers state theirs on the error of x_0 or of eps. Here a weighting multiplies the squared error of whatever the network
-predicts, so that a weighting means the same thing for every prediction: `gain` is |error of the answer|^2 / |error of x_0|^2.
+predicts, so that a weighting means the same thing for every prediction: `gain` is |error of the output|^2 / |error of x_0|^2.
 All of it in float64; with an L1 or Huber loss the same numbers multiply that loss.
 """
 
@@ -30,7 +30,7 @@ class Weighting(ABC):
 
 
 class Simple(Weighting):
-    """1 on the answer itself (Ho et al. 2020, eq. 14)."""
+    """1 on the output itself (Ho et al. 2020, eq. 14)."""
 
     config = "simple"
 

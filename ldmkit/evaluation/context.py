@@ -204,7 +204,7 @@ class Evaluation:
 
     @cached_property
     def reconstructions(self) -> Tensor:
-        """The held-out images through the autoencoder and back."""
+        """The held-out images (distinct, c, h, w) through the autoencoder and back, in [-1, 1], on the CPU."""
         pictures = []
         autoencoder = self.model.autoencoder
         with torch.no_grad():

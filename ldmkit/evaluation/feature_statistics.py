@@ -88,6 +88,7 @@ def frechet(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al., arXiv 1706.08500, equation 6).
 
     The trace of the root is taken from the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: no complex numbers.
+    Raises UsageError for statistics of features of different widths.
     """
     if a.mean.shape != b.mean.shape:
         raise UsageError(f"features of {len(a.mean)} and of {len(b.mean)} numbers cannot be compared")

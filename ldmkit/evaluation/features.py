@@ -126,7 +126,7 @@ class Timm(FeatureExtractor):
 
 
 def timm_network(backbone: str, weights: str) -> nn.Module:
-    """The backbone in eval mode; see `Timm`."""
+    """The backbone in eval mode. Raises as `Timm` does."""
     import timm
 
     make: Callable[..., nn.Module] = timm.create_model

@@ -29,7 +29,7 @@ def quantile_of_t(freedom: int) -> float:
 
 
 def count_of(groups: Tensor) -> int:
-    """How many different groups there are."""
+    """How many different groups there are among (n,) numbers of groups."""
     return len(set(groups.tolist()))
 
 

@@ -1,7 +1,7 @@
 """Guidance, by wrapping: a guided denoiser is a denoiser, (x_t (b, c, h, w), t (b,)) -> x_0 (b, c, h, w).
 
 `parse` reads what a person wrote into weights over branches; `guided` (and `apg`, `plus_plus`, `perp_neg`) combine the
-branches' answers, all of them from one call of the network. `autoguided` and the gradients wrap any denoiser. `make_method`
+branches' predictions, all of them from one call of the network. `autoguided` and the gradients wrap any denoiser. `make_method`
 reads a recipe's `sample.guidance_options`: the same by name, for `LatentDiffusion.sample`.
 
 Everything combines predictions of x_0. Weights sum to 1, and at given x_t the predictions eps and v are affine in x_0,

@@ -25,7 +25,7 @@ class Levels(Protocol):
 def plus_plus(denoiser: ConditionalDenoiser, branches: Branches, weights: Weights, levels: Levels) -> X0Predictor:
     """CFG++ (Chung et al. 2024, arXiv 2406.08070, algorithm 2): a step to the guided x_0 with the null branch's noise.
 
-    Their DDIM step ``x_s = alpha_s G + sigma_s eps_null``, G the guided x_0, is an ordinary DDIM step whose denoiser answers
+    Their DDIM step ``x_s = alpha_s G + sigma_s eps_null``, G the guided x_0, is an ordinary DDIM step whose denoiser returns
     ``e_null + k (G - e_null)`` with ``k = alpha_s sigma_t / (alpha_s sigma_t - sigma_s alpha_t)``. So no sampler needs to
     know, but the denoiser must know where the step ends: hence `levels`, the grid the sampler is given too.
 

@@ -33,7 +33,10 @@ class Interval:
 
     @classmethod
     def of_fraction(cls, low: float, high: float, schedule: Schedule) -> Interval:
-        """From fraction `low` to `high` of the timesteps: 0 is the data's end, 1 the noise's."""
+        """From fraction `low` to `high` of the timesteps: 0 is the data's end, 1 the noise's.
+
+        Raises UsageError unless 0 <= low <= high <= 1.
+        """
         if not 0 <= low <= high <= 1:
             raise UsageError(f"a guidance interval from {low:g} to {high:g}: fractions rise from 0 to 1")
         return cls(low * (schedule.timesteps - 1), high * (schedule.timesteps - 1))
@@ -64,7 +67,7 @@ def guided(
         branches: what each branch reads, all of one batch size. The one that keeps most slots is the conditional one.
         weights: a weight for some of them, summing to 1 (see `parse`). Those of weight zero are not run.
         rescale: phi in [0, 1] of Lin et al. 2023, section 3.4: how far each sample's standard deviation is brought back
-            to the conditional prediction's. They rescale the network's answer, v; here it is x_0, which is -v where it
+            to the conditional prediction's. They rescale the network's output, v; here it is x_0, which is -v where it
             matters most, at zero SNR.
         interval: where guidance is on; outside, the conditional branch runs alone.
 
@@ -114,7 +117,7 @@ def evaluate(denoiser: ConditionalDenoiser, x: Tensor, t: Tensor, given: Sequenc
 
 
 def combine(predictions: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum."""
+    """The weighted sum of predictions (b, c, h, w)."""
     result = predictions[0] * weights[0]
     for prediction, weight in zip(predictions[1:], weights[1:], strict=True):
         result = torch.add(result, prediction, alpha=weight)

@@ -36,6 +36,8 @@ def gradient_guided(
         schedule: alpha and sigma.
         scale: of the gradient.
         interval: where guidance is on. sigma^2 / alpha is great where noise is nearly all: leave these steps out if it breaks.
+
+    The result raises UsageError where the log-likelihood is not (b,).
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -61,6 +63,8 @@ def noisy_gradient_guided(
     Args:
         log_likelihood: (x_t (b, c, h, w), t (b,)) -> (b,), row by row.
         denoiser, schedule, scale, interval: as for `gradient_guided`; nothing is differentiated through the denoiser.
+
+    The result raises UsageError where the log-likelihood is not (b,).
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:

@@ -76,6 +76,8 @@ class Method(ABC):
     which guidance is on; outside, the conditional branch runs alone (Kynkaanniemi et al. 2024).
 
     replaces_null: a `negative` stands in for the null. on_grid: the method needs the sampler's noise levels.
+
+    Raises UsageError unless the two fractions rise within [0, 1].
     """
 
     replaces_null: ClassVar[bool] = True

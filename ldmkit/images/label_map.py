@@ -102,7 +102,10 @@ def by_colour(
 def by_value(
     ids: NDArray[np.integer[Any]], field: Field, error: type[LdmkitError], where: str | None = None
 ) -> NDArray[np.integer[Any]]:
-    """Numbers that stand for classes by `field.values` -> ids; as they are where there are no such values."""
+    """Numbers (h, w) that stand for classes by `field.values` -> ids (h, w); without such values, as they are.
+
+    Raises `error` naming the first number that stands for no class.
+    """
     if field.values is None:
         return ids
     out = np.full(ids.shape, -1, dtype=np.int64)
@@ -115,7 +118,7 @@ def by_value(
         values = ", ".join(map(str, field.values))
         raise error(
             f"the map holds the number {int(wrong.flat[0])} ({wrong.size} pixels); its classes are painted {values}",
-            hint="mend the map, or name all numbers: data.map_values",
+            hint="fix the map, or name all numbers: data.map_values",
             where=where,
         )
     return out

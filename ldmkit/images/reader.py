@@ -60,7 +60,10 @@ def open_image(value: str | Path, field: Field = UNKNOWN, channels: int = 3) -> 
 
 
 def image_of(value: Any, field: Field = UNKNOWN, channels: int = 3) -> Image.Image:
-    """A path, a Pillow image, or a uint8 or uint16 array (h, w), (h, w, c) -> an 8-bit "L" or "RGB" image, as `open_image`."""
+    """A path, a Pillow image, or a uint8 or uint16 array (h, w) or (h, w, c) -> an 8-bit "L" or "RGB" image.
+
+    A file is read as by `open_image`. Raises UsageError for anything else.
+    """
     if isinstance(value, str | Path):
         return open_image(value, field, channels)
     if isinstance(value, np.ndarray):
@@ -111,7 +114,10 @@ def _map(value: Any, field: Field, size: Size | None) -> Tensor:
 
 
 def label(value: Any, field: Field) -> int:
-    """The id of a class by its name, its number, or its number in digits (a name of that spelling goes first)."""
+    """The id of a class by its name, its number, or its number in digits (a name of that spelling goes first).
+
+    Raises UsageError, with the nearest name, for what is no class.
+    """
     names = field.names or ()
     if isinstance(value, str) and value in names:
         return names.index(value)

@@ -77,7 +77,10 @@ class View:
         return torch.from_numpy(np.stack([np.array(plane, dtype=np.float32) for plane in cut]))
 
     def boxes(self, boxes: NDArray[Any]) -> Tensor:
-        """Rows (class, left, top, right, bottom) in fractions of the picture -> the same of the view; those outside are gone."""
+        """Boxes (n, 5), in fractions of the picture -> of the view; those outside are gone.
+
+        A row is class, left, top, right, bottom.
+        """
         if len(boxes) == 0:
             return torch.zeros(0, 5)
         height, width = self.picture
@@ -115,7 +118,7 @@ def draw_view(
     `zoom` (low, high) is its scale in picture pixels per view pixel, log-uniform between the two and never more than fits.
     `portion` (low, high) is its shorter side as a portion of the largest window's, uniform between the two, in whole pixels: the
     `min_crop_f` and `max_crop_f` of the paper's super-resolution data (0.5 and 1). A picture smaller than `size` is enlarged.
-    Without a generator: the centre, `low`, not mirrored.
+    Without a generator: the centre, `low`, not mirrored. Raises DataError for a side below 1 pixel.
     """
     if min(picture) < 1 or min(size) < 1:
         raise DataError(f"a view of {size[0]} x {size[1]} pixels cannot be cut from {picture[0]} x {picture[1]}")
@@ -143,7 +146,7 @@ def draw_view(
 
 
 def sizes_differ(picture: tuple[int, ...], other: tuple[int, ...], name: str, image_path: str, path: str) -> DataError:
-    """The error for something that should lie pixel on pixel with its image and does not."""
+    """The DataError for something that should lie pixel on pixel with its image and does not."""
     return DataError(
         f"the image is {picture[0]} x {picture[1]} pixels (h x w) and its {name} {other[0]} x {other[1]}; they must be equal\n"
         f"  image: {printable(image_path)}\n  {name}: {printable(path)}",

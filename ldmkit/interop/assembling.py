@@ -61,7 +61,7 @@ def finish_autoencoder(
 
 
 def latent_buffers(model: Autoencoder, scale: float | Tensor, shift: Tensor | None = None) -> dict[str, Tensor]:
-    """The latent's shift and scale as the autoencoder keeps them, and empty statistics."""
+    """The latent's shift and scale, (c,) each, as the autoencoder keeps them, and empty statistics."""
     state = {name: value for name, value in model.state_dict().items() if name.startswith("latent_")}
     buffers = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in state.items()}
     buffers["latent_scale"] += torch.as_tensor(scale, dtype=torch.float32)

@@ -67,14 +67,14 @@ def find(stage: ForeignStage, registry: Registry) -> Found | None:
     """The first registered conditioner, by name, that says the stage is its own; None where nobody does.
 
     Raises:
-        PluginError: a conditioner that answers with something that cannot be made again from options.
+        PluginError: a conditioner that returns something that cannot be made again from options.
     """
     notes = []
     for name in registry.conditioners.names():
         try:
             kind = registry.conditioners.load(name)
         except PluginError as error:
-            notes.append(f"the conditioner {name} could not be asked: {error.message}")
+            notes.append(f"`from_foreign` of the conditioner {name} failed: {error.message}")
             continue
         watched = Watched(stage.tensors)
         claimed = _claim(kind, replace(stage, tensors=watched))
@@ -120,7 +120,7 @@ def class_table(table: Tensor, name: str, registry: Registry) -> Found:
     params = {"n_classes": table.shape[0], "null_class": None}
     stage = ForeignStage(CLASSES, params, name, "vector", 0, {"embedding.weight": table})
     found = find(stage, registry) or stand_in(stage, vector=table.shape[1], registry=registry)
-    note = f"{name} has {table.shape[0]} rows and none for nothing: without a value the mean of all rows stands in"
+    note = f"{name} has {table.shape[0]} rows and none for no class: without a value the mean of all rows is used"
     return replace(found, name=name, notes=found.notes if found.encoded else (*found.notes, note))
 
 
@@ -148,7 +148,7 @@ def _claim(kind: type[Conditioner], stage: ForeignStage) -> tuple[Conditioner, d
         return None
     if type(found) is not recording:
         raise PluginError(
-            f"{kind.__module__}.{kind.__name__}.from_foreign answers with a {type(found).__name__} it did not make by `cls(...)`",
+            f"{kind.__module__}.{kind.__name__}.from_foreign returned a {type(found).__name__} not made with `cls(...)`",
             hint="from_foreign is a classmethod and makes its result with cls(**options)",
         )
     found.__class__ = kind

@@ -39,9 +39,9 @@ def planned(model: LatentDiffusion, scale: float | Literal["std", "per-channel"]
 
 
 def advised(error: UsageError, model: LatentDiffusion, form: Form) -> UsageError:
-    """The error of a format that cannot hold the model, with those that can."""
+    """The UsageError of a format that cannot hold the model, with those that can as its hint."""
     able = [f"--format {name}" for name, reason in obstacles(model).items() if reason is None and name != form]
-    return UsageError(error.message, where=error.where, hint=f"{' and '.join(able)} can")
+    return UsageError(error.message, where=error.where, hint=f"supported: {' and '.join(able)}")
 
 
 def _diffusers(model: LatentDiffusion) -> None:

@@ -43,6 +43,10 @@ def import_to(
 
     A checkpoint with an average gives a folder with both kinds of weights (`ldmkit.load(folder, weights="raw")`). An
     autoencoder alone gives a folder for ``autoencoder: {from: ...}``.
+
+    Raises:
+        CheckpointError: `source` is not there, or cannot be read as what it is.
+        UsageError: a checkpoint without `config`, or an option that `source` has no use for.
     """
     check_new(folder)
     if not Path(source).expanduser().exists():
@@ -55,7 +59,7 @@ def import_to(
     if pipeline or is_component(source):
         if config is not None or heads is not None or null_class is not None or weights == "raw":
             raise UsageError(
-                "a folder of diffusers says all itself: config, weights, heads and null class are for checkpoints"
+                "a diffusers folder is complete: config, weights, heads and null class are for checkpoints"
             )
         origin = f"Imported from the diffusers folder `{name}`."
         if not pipeline:
@@ -67,7 +71,7 @@ def import_to(
     origin = f"Imported from the checkpoint `{name}`."
     if compvis_config.is_autoencoder(compvis_config.read(config)):
         if heads is not None or null_class is not None:
-            raise UsageError("an autoencoder alone has neither heads to choose nor classes")
+            raise UsageError("heads and null_class do not apply to an autoencoder alone")
         alone = import_compvis_autoencoder(source, config, weights=weights, allow_partial=allow_partial)
         return _save_autoencoder(*alone, folder, origin)
     found = import_compvis(

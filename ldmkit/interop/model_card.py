@@ -55,7 +55,10 @@ def save_hub(
 def write_card(
     folder: Path, *, name: str, run: Path | None = None, licence: str | None = None, notes: Sequence[str] = ()
 ) -> None:
-    """Writes the card of a saved model (or of an autoencoder alone) into its folder; a licence that is stated there stays."""
+    """Writes the card of a saved model (or of an autoencoder alone) into its folder.
+
+    A licence that is stated there stays. Raises CheckpointError where the weights cannot be read.
+    """
     config = read_json(folder / CONFIG)
     count = _parameters(folder, "denoiser.")
     card = model_card(config, count, name=name, run=run, licence=licence or stated_licence(folder), notes=notes)

@@ -20,7 +20,7 @@ def sane() -> Iterator[None]:
         raise
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         what = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"the configuration holds what no network can be built of: {what}") from error
+        raise CheckpointError(f"the configuration describes a network that cannot be built: {what}") from error
 
 
 def grouped(widths: Sequence[int], groups: int, what: str) -> None:

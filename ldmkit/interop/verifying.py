@@ -60,7 +60,7 @@ def export_diffusers(
         found = verify_pipeline(model, path, name) if verify else None
         if found is not None and not found.largest <= LIMIT:
             raise CheckpointError(
-                f"diffusers computes something else from the exported model: {found.largest:.2g} standard deviations away, "
+                f"diffusers computes other values from the exported model: {found.largest:.2g} standard deviations away, "
                 f"and at most {LIMIT:g} are accepted; nothing was written"
             )
     return name, found
@@ -68,7 +68,12 @@ def export_diffusers(
 
 @torch.no_grad()
 def verify_pipeline(model: LatentDiffusion, folder: Path, name: str) -> Verification:
-    """Samples with both and compares. diffusers runs in a process of its own."""
+    """Samples with both and compares. diffusers runs in another process.
+
+    Raises:
+        UsageError: diffusers is not installed.
+        CheckpointError: diffusers cannot run the exported model, or reads other weights or shapes from it.
+    """
     generator = torch.Generator().manual_seed(SEED)
     shape = (1, *model.latent_shape(model.size))
     noise = torch.randn(shape, generator=generator)

@@ -71,7 +71,11 @@ class Discovery:
 
 
 class Registry:
-    """What every plugin registered, by kind, and the observers to call. Made by `load`."""
+    """What every plugin registered, by kind, and the observers to call. Made by `load`.
+
+    `run_started`, `step_logged` and `run_finished` raise PluginError, naming the plugin and the hook, where an observer
+    fails.
+    """
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []  # plugins that are broken
@@ -212,8 +216,11 @@ def load(
 
     `only` lists the entry points or distributions to load; None reads the variable LDMKIT_PLUGINS (unset: all of them, or none
     where LDMKIT_DISABLE_PLUGIN_AUTOLOAD is set; empty: none). What `switched_off` names is left out. A broken installed plugin
-    becomes a `Problem`; a broken file, or a name that nothing answers to, raises PluginError, because somebody asked for
-    exactly it.
+    becomes a `Problem`.
+
+    Raises:
+        PluginError: a broken file, or a name in `only` under which nothing is installed: somebody asked for exactly it.
+        UsageError: one of `files` is not there.
     """
     from ldmkit.plugins import defaults
 

@@ -108,7 +108,10 @@ def declared(target: Callable[..., Any], skipped: Collection[str] = ()) -> Itera
 
 
 def keywords(kind: type) -> Iterator[tuple[str, Any, Any]]:
-    """(name, annotation, default or ...) of a dataclass's fields."""
+    """(name, annotation, default or ...) of a dataclass's fields.
+
+    Raises PluginError for a field without an annotation, or whose default no recipe can hold.
+    """
     for parameter in inspect.signature(kind).parameters.values():
         default = ... if parameter.default is parameter.empty else parameter.default
         yield parameter.name, _in_recipe(_annotation(parameter, vars(kind)["__init__"], kind.__qualname__)), default

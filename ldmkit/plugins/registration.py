@@ -15,7 +15,10 @@ from ldmkit.plugins.catalog import NAME, TARGET, Catalog, Entry, Origin, last_li
 
 
 def registrar(catalog: Catalog, origin: Origin, found: list[tuple[Catalog, Entry]]) -> hookspecs.Register:
-    """The `register` function one plugin gets for one kind."""
+    """The `register` function one plugin gets for one kind.
+
+    Raises PluginError for a name or a target that cannot be one.
+    """
 
     def register(name: str, target: object) -> None:
         noun = catalog.kind.noun
@@ -33,7 +36,7 @@ def registrar(catalog: Catalog, origin: Origin, found: list[tuple[Catalog, Entry
 
 
 def rejection(error: BaseException, origin: Origin) -> BaseException:
-    """What to raise for a plugin whose hooks are wrong."""
+    """What to raise for a plugin whose hooks are wrong: a PluginError naming it, or `error` if an interruption."""
     if isinstance(error, pluggy.PluginValidationError):
         return _explained(error, origin)
     if isinstance(error, PluginError):

@@ -54,7 +54,7 @@ def _types(recipe: Sections) -> Found:
         if not TYPE.fullmatch(kind):
             yield (
                 (*path, "type"),
-                f"'{kind}' is no registered name (a-z, 0-9 and '-'), and a recipe imports nothing else",
+                f"'{kind}' is not a registered name (a-z, 0-9 and '-'), and a recipe imports nothing else",
             )
 
 
@@ -185,7 +185,7 @@ def _widths(recipe: Sections) -> Found:
         ]:
             yield (
                 (part, "multipliers"),
-                f"{part}.channels {channels} times a multiplier is {broken[0]:g}, no number of channels",
+                f"{part}.channels {channels} times a multiplier is {broken[0]:g}, not a whole number of channels",
             )
         elif count is not None and (odd := [round(width) for width in widths if round(width) % count]):
             most = math.gcd(*map(round, widths))
@@ -242,14 +242,14 @@ def _schedule(recipe: Sections) -> Found:
     if schedule.zero_snr and recipe.diffusion.prediction == "eps":
         yield (
             ("diffusion", "prediction"),
-            "eps says nothing of the picture where there is no signal (diffusion.schedule.zero_snr); use v, x0 or flow",
+            "eps does not determine the image where there is no signal (diffusion.schedule.zero_snr); use v, x0 or flow",
         )
 
 
 def _slots(recipe: Sections) -> Found:
     for slot in recipe.conditioners:
         if slot in TAKEN_SLOTS:
-            yield ("conditioners", slot), f"'{slot}' has a meaning of its own; taken are {', '.join(TAKEN_SLOTS)}"
+            yield ("conditioners", slot), f"'{slot}' is a reserved name ({', '.join(TAKEN_SLOTS)})"
         elif not SLOT.fullmatch(slot):
             suggestion = re.sub(r"[^a-z0-9_]", "_", slot.lower())
             yield (
@@ -279,7 +279,7 @@ def _dropout(recipe: Sections) -> Found:
         ):
             yield (
                 ("conditioners", slot, "dropout"),
-                "the table `dropout` at the top says it already; remove one of the two",
+                "the table `dropout` at the top already sets it; remove one of the two",
             )
 
 
@@ -322,12 +322,12 @@ def _guidance_options(recipe: Sections) -> Found:
     if given.type in ("plus-plus", "perp-neg", "autoguidance") and not isinstance(sample.guidance, float):
         yield path, f"{given.type} takes a guidance of one number, and sample.guidance is {sample.guidance!r}"
     if given.type == "perp-neg" and not negatives:
-        yield path, "perp-neg goes away from something: say what in sample.negative"
+        yield path, "perp-neg needs a condition to move away from: give sample.negative"
     if given.type == "autoguidance" and negatives:
         yield path, "autoguidance has no null that sample.negative could stand in for; remove one of the two"
     own = recipe.autoencoder.from_ is None and recipe.init is None and recipe.autoencoder.type != IDENTITY
     if given.type == "autoguidance" and own:
-        yield path, "autoguidance needs the worse model's autoencoder: say autoencoder.from"
+        yield path, "autoguidance needs the worse model's autoencoder: give autoencoder.from"
     if given.type == "plus-plus":
         if isinstance(sample.guidance, float) and not 0 <= sample.guidance <= 1:
             yield ("sample", "guidance"), f"{sample.guidance:g}; CFG++ (guidance_options) takes 0 to 1, 0.6 is usual"
@@ -360,5 +360,5 @@ def _redacted(recipe: Sections) -> Found:
     for path in walk(recipe.document.value, ()):
         yield (
             path,
-            f"this secret was taken out when the recipe was saved; give it: --set {'.'.join(map(str, path))}=...",
+            f"this secret was removed when the recipe was saved; give it: --set {'.'.join(map(str, path))}=...",
         )

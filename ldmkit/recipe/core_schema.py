@@ -749,7 +749,7 @@ class HuberDistance(Section):
 
 
 class SimpleWeighting(Section):
-    """1 on the answer itself (Ho et al. 2020, eq. 14)."""
+    """1 on the output itself (Ho et al. 2020, eq. 14)."""
 
 
 

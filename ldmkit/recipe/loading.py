@@ -88,7 +88,7 @@ def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
     resolved = path.resolve()
     if resolved in chain:
         names = " -> ".join(link.name for link in (*chain[chain.index(resolved) :], resolved))
-        raise RecipeError(f"`extends` goes round in a circle: {names}", where=str(path))
+        raise RecipeError(f"`extends` is circular: {names}", where=str(path))
     try:
         document = parse_file(path)
     except OSError as error:
@@ -110,7 +110,7 @@ def _on_top(document: Document, own: Path, beside: Path | None, chain: tuple[Pat
         raise RecipeError(f"extends: {base}: {error.message}", where=where, hint=error.hint) from None
     below = _extended(base_path, (*chain, own))
     if not isinstance(below.value, dict):
-        raise RecipeError(f"extends: {base} is no mapping of keys", where=where)
+        raise RecipeError(f"extends: {base} is not a mapping of keys", where=where)
     below.value.pop("name", None)  # a recipe that builds on another one is another run
     value = merged(below.value, document.value)
     return Document(value, {**below.marks, **document.marks})
@@ -203,7 +203,10 @@ def _overridden(document: Document, overrides: list[str]) -> Document:
 
 
 def override_value(raw: str, where: str) -> Any:
-    """A value as YAML has it; plain text needs no quotes, whatever is in it."""
+    """A value as YAML has it; plain text needs no quotes, whatever is in it.
+
+    Raises RecipeError for what YAML cannot read.
+    """
     text = raw.strip()
     if text[:1] in ("[", "{", '"', "'"):
         return parse(text, where).value

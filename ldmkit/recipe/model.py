@@ -67,7 +67,7 @@ class Recipe(Sections):
         return place(path, self._document)
 
     def error(self, message: str, *path: str | int, hint: str | None = None) -> RecipeError:
-        """An error about one key, with its place; for checks that need more than the recipe."""
+        """A RecipeError about one key, with its place; for checks that need more than the recipe."""
         key = ".".join(str(step) for step in path)
         return RecipeError(f"{key}: {message}", hint=hint, where=self.where(*path))
 

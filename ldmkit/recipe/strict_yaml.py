@@ -145,7 +145,7 @@ class _Builder:
     def _handle(self, event: yaml.Event) -> None:
         match event:
             case yaml.DocumentStartEvent() if self.root:
-                raise self._error("a second document begins here; a recipe is one", event)
+                raise self._error("a second document begins here; a recipe is a single one", event)
             case yaml.ScalarEvent():
                 self._refuse_tag(event)
                 if self._is_key():
@@ -165,10 +165,10 @@ class _Builder:
     def _add_key(self, event: yaml.ScalarEvent) -> None:
         frame, key = self.stack[-1], str(event.value)
         if key == "<<":
-            raise self._error("merge keys (`<<`) are no part of YAML 1.2; use `extends:`", event)
+            raise self._error("merge keys (`<<`) are not part of YAML 1.2; use `extends:`", event)
         path = (*frame.path, key)
         if path in self.marks:
-            raise self._error(f"the key '{key}' is here twice; first at {self.marks[path]}", event)
+            raise self._error(f"the key '{key}' is given twice; first at {self.marks[path]}", event)
         frame.key = key
         self.marks[path] = self._mark(event.start_mark)
 

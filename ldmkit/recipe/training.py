@@ -100,7 +100,9 @@ class Train(Section):
         if self.optimizer.type == "adam" and "weight_decay" not in self.model_fields_set:
             self.weight_decay = None
         if self.optimizer.type == "adam" and self.weight_decay:
-            raise ValueError(f"optimizer adam decays no weights, and weight_decay is {self.weight_decay:g}; take adamw")
+            raise ValueError(
+                f"optimizer adam has no weight decay, and weight_decay is {self.weight_decay:g}; take adamw"
+            )
         if self.lr_schedule is not None and (self.warmup or self.decay != "constant"):
             raise ValueError(f"{self.lr_schedule.type} has its own warm-up and decay; leave out warmup and decay")
         return self

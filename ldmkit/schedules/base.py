@@ -1,4 +1,4 @@
-"""What every noise schedule answers: timestep -> (alpha, sigma), with x_t = alpha x_0 + sigma eps."""
+"""What every noise schedule gives: timestep -> (alpha, sigma), with x_t = alpha x_0 + sigma eps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Schedule(ABC):
         """The arguments of `make` that build this schedule again; JSON values."""
 
     def coefficients(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) of log-SNR, of its shape and dtype: variance preserving, alpha^2 + sigma^2 = 1."""
+        """(alpha, sigma) of log-SNR, any shape, of its shape and dtype: variance preserving, alpha^2 + sigma^2 = 1."""
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
     @property
@@ -67,7 +67,7 @@ class Schedule(ABC):
         return self._log_snr(t.clamp(0, self.timesteps - 1)).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
     def timestep(self, log_snr: Tensor) -> Tensor:
-        """The timestep with this log-SNR, fractional, clamped to [0, T - 1]: float64, of the argument's shape."""
+        """The timestep with this log-SNR (any shape), fractional, clamped to [0, T - 1]: float64, of the same shape."""
         return self._timestep(_double(log_snr)).clamp(0, self.timesteps - 1)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +85,8 @@ def resolution_shift_of(factor: float) -> float:
 
     For larger pictures, `factor` = side / side at which the schedule was tuned (Hoogeboom et al. 2023, "simple diffusion",
     eq. 7). On a rectified flow this is sigma' = f sigma / (1 + (f - 1) sigma) (Esser et al. 2024, eq. 23).
+
+    Raises UsageError where `factor` is not above 0.
     """
     if not factor > 0:
         raise UsageError(f"a schedule's shift of {factor:g}: it is a factor above 0; 1 changes nothing")

@@ -24,6 +24,8 @@ class EDM(Schedule):
     sigma_min, sigma_max: None is 0.004 and 160 times sigma_data, which is the paper's 0.002 and 80 for its sigma_data of 0.5.
     The `log-normal` timesteps and the `edm` weighting read sigma_data here too, so that ``{type: edm, sigma_data: 0.5}`` with
     both is the paper's training, figure for figure.
+
+    Raises UsageError unless 0 < sigma_min < sigma_max, sigma_data > 0, rho > 0 and there are at least 2 timesteps.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class EDM(Schedule):
 class Flow(Schedule):
     """The rectified flow: sigma = (t + 1) / T, alpha = 1 - sigma (Liu et al. 2022; Lipman et al. 2022; Esser et al. 2024).
 
-    t = T - 1 is noise alone; T equal steps end on the data.
+    t = T - 1 is noise alone; T equal steps end on the data. Raises UsageError for fewer than 2 timesteps.
     """
 
     def __init__(self, *, timesteps: Positive = 1000) -> None:

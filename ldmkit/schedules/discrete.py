@@ -22,6 +22,7 @@ class Discrete(Schedule):
     """A variance-preserving schedule from a table of betas (Ho et al. 2020); between whole timesteps log-SNR is interpolated.
 
     `betas` (T,) in (0, 1]; only the last may be 1 (zero terminal SNR). `.betas` and `.alphas_cumprod` are float64 on the CPU.
+    Raises UsageError for betas of another shape or outside that range.
     """
 
     discrete = True
@@ -66,26 +67,35 @@ def linear(*, start: Beta = 0.0015, end: Beta = 0.0195, timesteps: Positive = 10
     """The released latent diffusion models' `linear`: equal steps in sqrt(beta) from `start` to `end`, both betas in (0, 1).
 
     Diffusers' `scaled_linear`. Endings of the paper: 0.0155 (super-resolution, churches), 0.0195 (unconditional, class,
-    text), 0.0205 (semantic, layout, inpainting).
+    text), 0.0205 (semantic, layout, inpainting). Raises UsageError for a beta outside (0, 1), or fewer than 1 timestep.
     """
     betas = _ramp(start, end, timesteps, power=0.5)
     return Discrete(betas, config={"type": "linear", "start": start, "end": end, "timesteps": timesteps})
 
 
 def plain_linear(*, start: Beta = 1e-4, end: Beta = 2e-2, timesteps: Positive = 1000) -> Discrete:
-    """Equal steps in beta (Ho et al. 2020); CompVis' `sqrt_linear`, diffusers' `linear`."""
+    """Equal steps in beta (Ho et al. 2020); CompVis' `sqrt_linear`, diffusers' `linear`.
+
+    Raises UsageError for a beta outside (0, 1), or fewer than 1 timestep.
+    """
     betas = _ramp(start, end, timesteps)
     return Discrete(betas, config={"type": "plain-linear", "start": start, "end": end, "timesteps": timesteps})
 
 
 def sqrt(*, start: Beta = 1e-4, end: Beta = 2e-2, timesteps: Positive = 1000) -> Discrete:
-    """beta = sqrt of equal steps from `start` to `end` (CompVis' `sqrt`)."""
+    """beta = sqrt of equal steps from `start` to `end` (CompVis' `sqrt`).
+
+    Raises UsageError for a beta outside (0, 1), or fewer than 1 timestep.
+    """
     betas = _ramp(start, end, timesteps).sqrt()
     return Discrete(betas, config={"type": "sqrt", "start": start, "end": end, "timesteps": timesteps})
 
 
 def cosine(*, offset: NotNegative = 0.008, timesteps: Positive = 1000) -> Discrete:
-    """alphas_cumprod = cos^2 of equal angles, betas at most 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
+    """alphas_cumprod = cos^2 of equal angles, betas at most 0.999 (Nichol and Dhariwal 2021, eq. 17).
+
+    Raises UsageError for fewer than 1 timestep.
+    """
     _check_timesteps(timesteps)
     angles = (torch.arange(timesteps + 1, dtype=torch.float64) / timesteps + offset) / (1 + offset) * (math.pi / 2)
     kept = torch.cos(angles) ** 2
@@ -102,6 +112,7 @@ def rescale_zero_snr(schedule: Discrete) -> Discrete:
     """`schedule` shifted and stretched in sqrt(alphas_cumprod) so that the last is 0 (Lin et al. 2023, algorithm 1).
 
     The network must then predict v, x0 or flow: eps says nothing of x_0 where there is no signal.
+    Raises UsageError for a schedule of one timestep.
     """
     root = schedule.alphas_cumprod.sqrt()
     if schedule.timesteps < 2:

@@ -1,4 +1,4 @@
-"""A batch: what `encode` and `null` answer on every canvas, masks, and empty input."""
+"""A batch: what `encode` and `null` return on every canvas, masks, and empty input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_null(subject: Subject) -> None:
 
 
 def check_answer(subject: Subject, answer: Conditioning, canvas: Canvas, rows: int, who: str) -> None:
-    """Ports, shapes, type, place, mask and numbers of one answer, as training and sampling check them."""
+    """Ports, shapes, type, place, mask and numbers of one output, as training and sampling check them."""
     fault = fault_of(answer, subject.conditioner.emits, canvas, rows, null=who == "null") or number_fault(answer)
     if fault is not None:
         subject.fail(f"{who} on {painted(canvas)} returned {fault.text}", _sentence(fault.remedy))
@@ -110,6 +110,6 @@ def _word(value: Any) -> str:
 
 
 def equal_answers(first: Conditioning, second: Conditioning) -> str | None:
-    """The first port in which two answers differ by a bit, or None."""
+    """The first port in which two outputs differ by a bit, or None."""
     one, two = ports(first), ports(second)
     return next((port for port in one if port not in two or not same(one[port], two[port])), None)

@@ -122,7 +122,7 @@ def _reached(answer: Conditioning, parameters: dict[str, nn.Parameter]) -> set[s
 def _moved(
     subject: Subject, conditioner: Conditioner, parameter: nn.Parameter, rows: list[Tensors], canvas: Canvas
 ) -> set[str]:
-    """Which of `encode` and `null` answer otherwise when the parameter is another."""
+    """Which of `encode` and `null` return something else when the parameter changes."""
     before = (subject.encode(rows, canvas, conditioner), subject.null(canvas, conditioner))
     kept = parameter.detach().clone()
     parameter.add_(torch.linspace(0.5, 1.0, parameter.numel()).reshape(parameter.shape))

@@ -60,7 +60,7 @@ def check_conditioner(
             with 4 channels (`ldmkit.testing.LATENT`, for a constructor that wants a `LatentSpec`).
 
     What is checked: the declaration (fields, options, ports); `prepare`, with the error for a missing field, its randomness,
-    and the copy without weights that data workers get; `from_user`; answers and nulls on every canvas; masks; empty input;
+    and the copy without weights that data workers get; `from_user`; outputs and nulls on every canvas; masks; empty input;
     determinism; independence of rows; gradients; previews, sizes and fidelity; options and weights saved and loaded;
     bfloat16, meta and, where there is one, an accelerator.
     """

@@ -45,7 +45,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Subject:
-    """A denoiser of one set of ports, in float64 and with weights drawn such that nothing of it is silent."""
+    """A denoiser of one set of ports, in float64 and with weights drawn such that nothing of it is silent.
+
+    Called, it returns the output (b, c, h, w), of the shape of x.
+    """
 
     network: Denoiser
     latent: LatentSpec

@@ -17,7 +17,7 @@ NUMBERS_ON_META = ("cannot be called on meta tensors", "_local_scalar_dense", "d
 
 
 def check_round_trip(subject: Subject) -> None:
-    """Made again from its options, and given its weights, it answers the same."""
+    """Made again from its options, and given its weights, it returns the same."""
     twin = _made_again(subject, "cpu")
     if twin is None:
         return
@@ -33,7 +33,7 @@ def check_round_trip(subject: Subject) -> None:
     second = equal_answers(subject.null(canvas), subject.null(canvas, twin))
     if different := first or second:
         subject.fail(
-            f"saved and loaded it answers with other {different}",
+            f"saved and loaded it returns other {different}",
             "State that is neither an option nor a parameter is lost: register it as a buffer, or make it an option",
         )
 
@@ -58,7 +58,7 @@ def _made_again(subject: Subject, device: str) -> Conditioner | None:
 
 
 def check_dtype(subject: Subject) -> None:
-    """In bfloat16 it answers in bfloat16."""
+    """In bfloat16 it returns bfloat16."""
     twin = duplicate(subject.conditioner).to(torch.bfloat16)
     remedy = "Convert what was prepared with .to(canvas.dtype); name no dtype"
     for size in subject.sizes:

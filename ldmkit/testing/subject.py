@@ -150,14 +150,14 @@ def ports(answer: Conditioning) -> dict[str, Tensor]:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Equal in shape, type and every bit (NaN equals NaN)."""
+    """Whether tensors of any shape are equal in shape, type and every bit (NaN equals NaN)."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) if a.is_floating_point() else torch.equal(a, b)
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for the rounding of another batch size."""
+    """Whether tensors of any shape are equal but for the rounding of another batch size."""
     return a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-4, atol=1e-4 * (1e-3 + float(b.abs().amax()))))
 
 

@@ -91,6 +91,8 @@ class PostHoc:
         parameters: name -> parameter; those that are trained, conditioners included.
         sigma_rel: the widths of the two.
         every: optimizer steps between snapshots.
+
+    Raises UsageError where the two widths are one.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, sigma_rel: Sequence[float], every: int) -> None:

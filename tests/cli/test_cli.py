@@ -61,8 +61,8 @@ def test_every_verb_has_help(capsys):
         (["plugins", "show", "dimm"], "nothing is registered as 'dimm'; did you mean 'ddim'?"),
         (["plugins", "new", "My_Plugin"], "a plugin cannot be called 'My_Plugin'"),
         (["plugins", "list", "-p", "missing.py"], "there is no plugin file"),
-        (["report", "nowhere"], "error: nowhere is no run's directory"),
-        (["evaluate", "nowhere"], "error: nowhere is no run's directory"),
+        (["report", "nowhere"], "error: nowhere is not a run directory"),
+        (["evaluate", "nowhere"], "error: nowhere is not a run directory"),
         (["sample", "runs/x", "--condition", "text"], "write --condition name=value"),
         (["sample", "runs/x", "--size", "64by64"], "write one number, or HEIGHTxWIDTH in pixels"),
         (["sample", "./nowhere"], "error: there is no trained model in ./nowhere"),
@@ -159,7 +159,7 @@ def test_recipes_are_listed_copied_checked_and_shown(here, capsys):
     assert Path("superres.yaml").read_text().startswith("#")
     capsys.readouterr()
     assert call("recipe", "copy", "superres") == 2
-    assert "superres.yaml is there already" in capsys.readouterr().err
+    assert "superres.yaml already exists" in capsys.readouterr().err
     assert call("recipe", "check", "superres.yaml") == 0
     assert capsys.readouterr().out.startswith("superres.yaml is valid")
     assert call("recipe", "show", "superres.yaml", "--json", "--set", "seed=5") == 0
@@ -291,7 +291,7 @@ def test_several_conditions_each_get_an_image_that_says_what_made_it(here, capsy
             assert json.loads(image.text["ldmkit"]) == {k: v for k, v in rows[1].items() if k != "file_name"}
     Path("empty.txt").write_text("\n")
     assert call("sample", "runs/a", "-c", "text=@empty.txt") == 2
-    assert "write one value a line" in capsys.readouterr().err
+    assert "write one value per line" in capsys.readouterr().err
 
 
 def test_data_check_and_a_new_recipe(here, capsys):

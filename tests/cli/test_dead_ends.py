@@ -66,7 +66,7 @@ def test_data_that_are_elsewhere_are_no_fault_of_the_recipe(recipe, capsys):
     )
     Path(file).write_text(text)
     assert call("recipe", "check", file, "--components") == 0
-    assert "was not seen" in capsys.readouterr().err
+    assert "not checked: whether the data have" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_out_leaves_the_run_alone(
     sheets = {"denoising.png", "held-out.png", "reconstructions.png"}
     assert {file.name for file in out.iterdir()} == {"evaluation.json", *sheets}
     assert call("evaluate", str(trained), "-n", "2", "--out", str(out)) == 2
-    assert "is there already and not empty" in capsys.readouterr().err
+    assert "already exists and is not empty" in capsys.readouterr().err
 
 
 def test_samples_for_held_out_data_are_those_of_the_evaluation(

@@ -86,7 +86,7 @@ def test_the_conditioning_stage_is_matched_like_the_rest(whole, tmp_path, regist
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (lambda state: state.pop("model.diffusion_model.out.2.bias"), "not whole"),
+        (lambda state: state.pop("model.diffusion_model.out.2.bias"), "incomplete"),
         (lambda state: state.update({"model.diffusion_model.out.2.bias": torch.full((3,), torch.nan)}), "not finite"),
     ],
 )
@@ -111,12 +111,12 @@ def test_guidance_needs_a_null_class_also_where_the_yaml_does_not_count_the_clas
     [
         ("unet_config", "num_res_blocks", 10**8, "1 to 128 are read"),
         ("unet_config", "channel_mult", [1] * 500, "1 to 128 are read"),
-        ("unet_config", "model_channels", "wide", "no network can be built"),
+        ("unet_config", "model_channels", "wide", "network that cannot be built"),
         ("unet_config", "model_channels", 40, "32 groups, which do not divide its 40 channels"),
-        ("unet_config", "attention_resolutions", 7, "no network can be built"),
+        ("unet_config", "attention_resolutions", 7, "network that cannot be built"),
         ("first_stage_config", "ddconfig", {"ch": 32}, "no z_channels|has no"),
-        (None, "timesteps", "many", "no network can be built"),
-        (None, "image_size", "large", "no network can be built"),
+        (None, "timesteps", "many", "network that cannot be built"),
+        (None, "image_size", "large", "network that cannot be built"),
         (None, "unet_config", 3, "names no target"),
     ],
 )

@@ -173,7 +173,7 @@ def test_names_of_averages_do_not_collide(name):
         ({"use_new_attention_order": True}, "use_new_attention_order"),
         ({"n_embed": 8192}, "n_embed"),
         ({"dims": 3}, "dims"),
-        ({"num_classes": "continuous"}, "num_classes 'continuous' is not read"),
+        ({"num_classes": "continuous"}, "num_classes 'continuous' is not supported"),
         ({"num_classes": "sequential"}, "no adm_in_channels"),
         ({"disable_self_attentions": [True]}, "one entry for each"),
         ({"disable_middle_self_attn": True}, "disable_middle_self_attn"),

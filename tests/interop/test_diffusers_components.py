@@ -314,7 +314,7 @@ def test_unets_that_diffusers_cannot_represent_are_refused(tmp_path, options, re
         ({"type": "kl", "downsample": 4, "multipliers": (2, 2, 2)}, "multiplier"),
         ({"type": "kl", "downsample": 4, "middle_attention": True, "attention_type": "linear"}, "linear attention"),
         ({"type": "kl", "downsample": 4, "shortcut": True}, "linear shortcut"),
-        ({"type": "kl", "downsample": 4, "middle_attention": "decoder"}, "middle of the decoder alone"),
+        ({"type": "kl", "downsample": 4, "middle_attention": "decoder"}, "only in the middle of the decoder"),
         ({"type": "kl", "downsample": 4, "blocks": (1, 2, 1)}, "different numbers of blocks"),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_class_conditional_unet_gets_its_class_slot(registry, tmp_path):
     model = found.model
     assert list(model.conditioners) == ["class"]
     assert found.report.complete
-    assert any("none for nothing" in note for note in found.notes)
+    assert any("none for no class" in note for note in found.notes)
     noise, labels = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 9])
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(5)

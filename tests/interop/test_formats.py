@@ -89,7 +89,7 @@ def test_bundled_recipes_are_told_before_training_and_advised_what_works(registr
     for form in ("diffusers", "compvis"):
         with pytest.raises(UsageError) as caught:
             export_to(model, tmp_path / form, form, run=Path("nowhere"))
-        assert caught.value.hint == "--format hub can"
+        assert caught.value.hint == "supported: --format hub"
         assert not (tmp_path / form).exists()
 
 
@@ -97,6 +97,6 @@ def test_a_refusal_advises_the_other_layout_where_it_works(registry, tmp_path):
     model = representable(registry, {"class": {"type": "class", "options": {"classes": 5, "width": 24}}})
     with pytest.raises(UsageError, match="no text encoder") as caught:
         export_to(model, tmp_path / "out", "diffusers", run=tmp_path)
-    assert caught.value.hint == "--format hub and --format compvis can"
+    assert caught.value.hint == "supported: --format hub and --format compvis"
     with torch.no_grad():
         export_to(model, tmp_path / "out", "compvis", run=tmp_path)

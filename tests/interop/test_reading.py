@@ -97,7 +97,7 @@ def test_an_index_that_leads_elsewhere_is_refused(tmp_path, name):
     folder = tmp_path / "sharded"
     folder.mkdir()
     (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(CheckpointError, match="no file beside it"):
+    with pytest.raises(CheckpointError, match="not a file beside it"):
         read_tensors(folder)
 
 
@@ -146,7 +146,7 @@ def test_a_bare_pickle_that_executes_is_refused(tmp_path):
     trap = tmp_path / "trap"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "m.ckpt").write_bytes(pickle.dumps(Payload(trap), protocol))
-        with pytest.raises(CheckpointError, match=r"execute .*mkdir|is text and no checkpoint"):
+        with pytest.raises(CheckpointError, match=r"execute .*mkdir|is text, not a checkpoint"):
             read_tensors(tmp_path / "m.ckpt")
     assert not trap.exists()
 
@@ -173,10 +173,10 @@ def test_a_distributed_checkpoint_is_not_read(tmp_path):
         (b"<!DOCTYPE html><html>", "web page"),
         (b"\n  <html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
-        (b"not a checkpoint at all", "is text and no checkpoint: 'not a checkpoint at all'"),
+        (b"not a checkpoint at all", "is text, not a checkpoint: 'not a checkpoint at all'"),
         (b'{"error": "Repository not found"}', "is text"),
         (b"\xef\xbb\xbf<html>", "web page"),
-        (b"\x93NUMPY\x01\x00v\x00{'descr'", "no checkpoint, or it is truncated"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", "not a checkpoint, or it is truncated"),
     ],
 )
 def test_what_is_no_checkpoint(tmp_path, content, message):

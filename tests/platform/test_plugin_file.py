@@ -233,7 +233,7 @@ def test_a_misspelt_option_and_a_wrong_value_say_what_is_allowed(capsys):
 def test_a_name_that_is_taken_is_not_written_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call("plugins", "new", "class") == 2
-    assert "the conditioner 'class' is there already: ldmkit-class 0.2" in capsys.readouterr().err
+    assert "the conditioner 'class' already exists: ldmkit-class 0.2" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

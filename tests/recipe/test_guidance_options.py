@@ -47,11 +47,11 @@ def test_what_can_be_said(good, overrides, kind):
         (["sample.guidance_options={rescale: 1.5}"], "rescale"),
         (["sample.guidance_options={interval: [0.8, 0.2]}"], "does not rise"),
         (["sample.guidance_options={type: autoguidance}"], "model: missing"),
-        (["sample.guidance_options={type: autoguidance, model: runs/small}"], "say autoencoder.from"),
+        (["sample.guidance_options={type: autoguidance, model: runs/small}"], "give autoencoder.from"),
         (["sample.guidance_options=plus-plus"], "1.5; CFG\\+\\+ .* takes 0 to 1"),
         (["sample.guidance_options=plus-plus", "sample.guidance=0.5", "sample.type=ddpm"], "sample.type is ddpm"),
         (["sample.guidance_options=plus-plus", "sample.guidance=0.5", "sample.eta=1.0"], "eta 0"),
-        (["sample.guidance_options=perp-neg"], "say what in sample.negative"),
+        (["sample.guidance_options=perp-neg"], "give sample.negative"),
         (
             ["sample.guidance_options=perp-neg", "sample.guidance={low_res: 2.0}", "sample.negative={low_res: a}"],
             "one number",

@@ -72,7 +72,7 @@ def bomb() -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "r.yaml:5:3: the key 'c' is here twice; first at r.yaml:3:3"),
+        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "r.yaml:5:3: the key 'c' is given twice; first at r.yaml:3:3"),
         (
             "a: !!python/object/apply:os.system ['true']",
             "r.yaml:1:4: the tag tag:yaml.org,2002:python/object/apply:os.system",
@@ -86,10 +86,10 @@ def bomb() -> str:
         ("[" * 20_000, "r.yaml:1:41: nested more than 40 levels deep"),
         ("{a: " * 20_000, "nested more than 40 levels deep"),
         ("x" * 1_000_001, "r.yaml: larger than 1000 kB; a recipe is a page of text"),
-        ("<<: {a: 1}", "r.yaml:1:1: merge keys (`<<`) are no part of YAML 1.2; use `extends:`"),
+        ("<<: {a: 1}", "r.yaml:1:1: merge keys (`<<`) are not part of YAML 1.2; use `extends:`"),
         ("", "r.yaml: the file is empty"),
         ("# only a comment\n", "r.yaml: the file is empty"),
-        ("a: 1\n---\nb: 2\n", "r.yaml:2:1: a second document begins here; a recipe is one"),
+        ("a: 1\n---\nb: 2\n", "r.yaml:2:1: a second document begins here; a recipe is a single one"),
         ("a:\n\tb: 1\n", "r.yaml:2:1: a tab; YAML is indented with spaces"),
         ("a: 1".encode("utf-16"), "r.yaml: this is UTF-16; save it as UTF-8"),
         ("a: 1\n b\0: 2", "r.yaml:2:3: the control character '\\x00'"),

@@ -457,7 +457,7 @@ FAULTS: list[tuple[type[Conditioner], str]] = [
     (ChangesTheSample, "prepare changed the sample's notes"),
     (ChangesTheBatch, "encode changed the batch's notes"),
     (ChangesTheProcess, "encode changed the number of threads"),
-    (StateThatIsNoOption, "saved and loaded it answers with other tokens"),
+    (StateThatIsNoOption, "saved and loaded it returns other tokens"),
     (ShapeThatIsNoOption, "weights do not fit a conditioner made from its options"),
     (DataDependentShape, "meta.*\n.*no .item"),
     (PositionalOption, "`width` is not keyword-only"),

@@ -179,7 +179,7 @@ def test_settings_that_contradict_each_other() -> None:
         Train(steps=10, warmup=5, lr_schedule=LambdaSchedule(type="lambda-linear"))
     with pytest.raises(ValidationError, match="warmup has 2, length has 3"):
         LambdaSchedule(type="lambda-linear", warmup=(1, 2), length=(3, 4, 5))
-    with pytest.raises(ValidationError, match=r"adam decays no weights, and weight_decay is 0\.1"):
+    with pytest.raises(ValidationError, match=r"adam has no weight decay, and weight_decay is 0\.1"):
         Train(steps=10, optimizer="adam", weight_decay=0.1)
     assert Train(steps=10, optimizer="adam").weight_decay is None
     with pytest.raises(ValidationError, match="the autoencoder's stage takes each batch whole"):

@@ -109,7 +109,7 @@ def _map(value: Any, field: Field, limits: Limits, where: str) -> Any:
         raise DataError(
             f"the map holds the id {int(wrong.flat[0])} ({wrong.size} pixels out of range); allowed: 0 to "
             f"{(field.classes or 0) - 1}, and {IGNORED} for unlabelled",
-            hint="give the right number of data.classes, or mend the map",
+            hint="give the right number of data.classes, or fix the map",
             where=printable(where),
         )
     return ids

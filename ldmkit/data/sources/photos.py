@@ -84,6 +84,8 @@ class PhotosSource(Source):
     Args:
         held_out: the photographs that are kept for validation, whole.
         grey: also those without colours, as images of three equal channels.
+
+    Raises DataError where `held_out` names no photograph, an unknown one, or all of them.
     """
 
     # A window of 64 to 160 photograph pixels shows a thing and its texture at 64 x 64.
@@ -136,7 +138,10 @@ def _decode(photo: Photo) -> Image.Image:
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies; found without importing it, which would take a second."""
+    """Where an installed package lies; found without importing it, which would take a second.
+
+    Raises DataError where it is not installed.
+    """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise DataError(

@@ -37,7 +37,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Mean and standard deviation of `polynomial_mmd` over `subsets` pairs of `size` rows drawn without replacement.
 
-    `size` is at most as many as there are. Raises `UsageError` for fewer than two rows.
+    `a` (n, d) and `b` (m, d) are features; `size` is at most as many as there are. Raises `UsageError` for fewer than
+    two rows.
     """
     size = min(size, len(a), len(b))
     if size < 2:
@@ -54,7 +55,7 @@ def kernel_distance(
 def inception_score(logits: Tensor, *, splits: int = 10) -> tuple[float, float]:
     """Mean and standard deviation over `splits` of exp(E KL(p(y|x) || p(y))), of logits (n, k) in the order given.
 
-    Salimans et al., arXiv 1606.03498, section 4.
+    Salimans et al., arXiv 1606.03498, section 4. Raises UsageError for fewer images than splits.
     """
     logits = logits.double()
     scores = []
@@ -69,7 +70,7 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> tuple[float, float]:
 
 
 def radii(features: Tensor, k: int) -> Tensor:
-    """(n,) the distance of each of features (n, d) to its k-th nearest other one."""
+    """(n,) the distance of each of features (n, d) to its k-th nearest other one. Raises UsageError where n <= k."""
     if len(features) <= k:
         raise UsageError(f"neighbourhoods of {k} need more than {k} images; there are {len(features)}")
     parts = [torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in torch.split(features, CHUNK)]

@@ -45,14 +45,17 @@ class Target:
 
     @classmethod
     def of(cls, section: Any, what: str) -> Target:
-        """From ``{target: ..., params: {...}}``, or one of the original's words (``__is_first_stage__``)."""
+        """From ``{target: ..., params: {...}}``, or one of the original's words (``__is_first_stage__``).
+
+        Raises CheckpointError for a section without a target, or whose params are no mapping.
+        """
         if isinstance(section, str):
             return cls(section, {})
         if not isinstance(section, Mapping) or not isinstance(section.get("target"), str):
             raise CheckpointError(f"the configuration's {what} names no target")
         params = section.get("params") or {}
         if not isinstance(params, Mapping):
-            raise CheckpointError(f"the params of the configuration's {what} are no mapping")
+            raise CheckpointError(f"the params of the configuration's {what} are not a mapping")
         return cls(section["target"], dict(params))
 
 
@@ -82,17 +85,20 @@ def is_autoencoder(model: Target) -> bool:
 
 
 def autoencoder(stage: Target) -> Json:
-    """`ldmkit.autoencoder.make(**options)` of a first stage."""
+    """`ldmkit.autoencoder.make(**options)` of a first stage.
+
+    Raises CheckpointError, naming the option, for an autoencoder that ldmkit does not have.
+    """
     if stage.short not in AUTOENCODERS:
         raise CheckpointError(
-            f"no autoencoder of ldmkit is like {stage.name}; read are {', '.join(AUTOENCODERS)}",
+            f"ldmkit has no autoencoder like {stage.name}; supported are {', '.join(AUTOENCODERS)}",
         )
     kind = AUTOENCODERS[stage.short]
     if kind == "identity":
         return {"type": kind}
     params = Params(stage.params, defaults.FIRST_STAGE, "first stage")
     if not isinstance(params["ddconfig"], Mapping):
-        raise CheckpointError(f"the ddconfig of {stage.name} in the configuration is no mapping")
+        raise CheckpointError(f"the ddconfig of {stage.name} in the configuration is not a mapping")
     network = Params(params["ddconfig"], defaults.NETWORK, "ddconfig")
     _refuse(network, _NETWORK_OFF, "autoencoder")
     bounded(network, ("num_res_blocks", "ch_mult"), "ddconfig")
@@ -104,9 +110,9 @@ def autoencoder(stage: Target) -> Json:
     if bool(network["double_z"]) != (kind == "kl"):
         raise CheckpointError(f"double_z {network['double_z']} does not go with {stage.short}")
     if params["remap"] is not None:
-        raise CheckpointError("a codebook with `remap` (a used subset of codes) is not read")
+        raise CheckpointError("a codebook with `remap` (a used subset of codes) is not supported")
     if network["out_ch"] != network["in_channels"]:
-        raise CheckpointError("an autoencoder whose output has other channels than its input is not read")
+        raise CheckpointError("an autoencoder whose output has other channels than its input is not supported")
     options: Json = {"type": kind, "latent_channels": width, **_network(network)}
     if kind == "vq":
         # The released code weights the codebook term by beta and the commitment term by 1 ("legacy").
@@ -139,10 +145,14 @@ def _network(network: Params) -> Json:
 
 
 def denoiser(network: Target, heads: int | None = None) -> Json:
-    """`UNet.of_widths(**options)` of a `unet_config`, its three widths among them; `heads` instead of what the YAML says."""
+    """`UNet.of_widths(**options)` of a `unet_config`, its three widths among them.
+
+    `heads` is taken instead of what the YAML says. Raises CheckpointError, naming the option, for a network that ldmkit
+    does not have.
+    """
     params = network.params
     if network.short != "UNetModel":
-        raise CheckpointError(f"no UNet of ldmkit is like {network.name}; UNetModel is read")
+        raise CheckpointError(f"ldmkit has no UNet like {network.name}; UNetModel is supported")
     params = Params(network.params, defaults.UNET, "unet_config")
     known = {*defaults.UNET, *defaults.UNET_NEEDED, *defaults.UNET_WITHOUT_EFFECT}
     if unknown := sorted(set(params) - known):
@@ -151,7 +161,7 @@ def denoiser(network: Target, heads: int | None = None) -> Json:
         )
     _refuse(params, _UNET_OFF, "UNet")
     if params["num_heads_upsample"] not in (-1, params["num_heads"]):
-        raise CheckpointError("a UNet with other heads on the way up (num_heads_upsample) is not read")
+        raise CheckpointError("a UNet with other heads on the way up (num_heads_upsample) is not supported")
     bounded(params, ("num_res_blocks", "transformer_depth", "channel_mult"), "unet_config")
     multipliers = list(params["channel_mult"])
     grouped([params["model_channels"] * factor for factor in (1, *multipliers)], GROUPS, "UNet")
@@ -207,7 +217,9 @@ def _labels(params: Params) -> Json:
             return {"classes": rows}
         case "sequential":
             return {"classes": None, "vector": params["adm_in_channels"]}
-    raise CheckpointError(f"a UNet with num_classes {params['num_classes']!r} is not read; a number and sequential are")
+    raise CheckpointError(
+        f"a UNet with num_classes {params['num_classes']!r} is not supported; a number and sequential are"
+    )
 
 
 def _heads(params: Params, heads: int | None) -> Json:
@@ -222,11 +234,14 @@ def _heads(params: Params, heads: int | None) -> Json:
 
 
 def diffusion(given: Mapping[str, Any]) -> Json:
-    """`ldmkit.diffusion.make(**options)` of the original's LatentDiffusion."""
+    """`ldmkit.diffusion.make(**options)` of the original's LatentDiffusion.
+
+    Raises CheckpointError for a parameterization or a schedule that is not supported.
+    """
     params = Params(given, defaults.LATENT_DIFFUSION, "params")
     prediction = params["parameterization"]
     if prediction not in ("eps", "x0", "v"):
-        raise CheckpointError(f"parameterization {prediction!r} is not read; eps, x0 and v are")
+        raise CheckpointError(f"parameterization {prediction!r} is not supported; eps, x0 and v are")
     return {
         "schedule": _schedule(params),
         "prediction": prediction,

@@ -63,6 +63,8 @@ def import_compvis(
     """`load_compvis`, with the report of keys, notes for a person and, beside averaged weights, the raw ones.
 
     `allow_partial`: patterns of names that may be missing (they get fresh weights), left over, or of another shape.
+
+    Raises CheckpointError and UsageError as `load_compvis` does.
     """
     if weights not in ("ema", "raw"):
         raise UsageError(f"weights is {weights!r}; allowed are ema and raw")
@@ -97,10 +99,13 @@ def import_compvis_autoencoder(
     weights: Weights = "ema",
     allow_partial: Sequence[str] = (),
 ) -> tuple[Autoencoder, KeyReport]:
-    """`load_compvis_autoencoder`, with the report of keys."""
+    """`load_compvis_autoencoder`, with the report of keys.
+
+    Raises UsageError where the configuration is of no autoencoder.
+    """
     target = original.read(config)
     if not original.is_autoencoder(target):
-        raise UsageError(f"{target.short} is no autoencoder", hint="use load_compvis")
+        raise UsageError(f"{target.short} is not an autoencoder", hint="use load_compvis")
     found = read_tensors(checkpoint)
     with sane(), on_meta():
         model = autoencoders.make(**original.autoencoder(target))

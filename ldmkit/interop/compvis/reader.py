@@ -71,7 +71,10 @@ def flat(name: str) -> str:
 
 
 class Reader:
-    """One checkpoint on its way to a model."""
+    """One checkpoint on its way to a model.
+
+    `read` raises CheckpointError where checkpoint, configuration and ldmkit do not fit.
+    """
 
     def __init__(self, target: Target, tensors: Mapping[str, Tensor], where: str, registry: Registry) -> None:
         self.target, self.params, self.tensors, self.where, self.registry = (
@@ -89,7 +92,7 @@ class Reader:
     ) -> Imported:
         if "unet_config" not in self.params:
             raise CheckpointError(
-                f"the configuration is of a {self.target.name} with no unet_config: it is no LatentDiffusion"
+                f"the configuration is of a {self.target.name} with no unet_config: it is not a LatentDiffusion"
             )
         with sane():
             first_stage = original.autoencoder(Target.of(self.params.get("first_stage_config"), "first_stage_config"))
@@ -294,7 +297,7 @@ class Reader:
         taken, report = match(expected, {name: UNET + name for name in expected}, self.tensors)
         if not report.complete:
             if report.matched:
-                self.notes.append("the weights before averaging are not whole, and are left out")
+                self.notes.append("the weights before averaging are incomplete, and are left out")
             return None
         try:
             check_finite(taken, self.where)

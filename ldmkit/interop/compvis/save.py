@@ -33,7 +33,7 @@ ENCODERS = "ldm.modules.encoders.modules."
 
 
 def refuse(reason: str) -> UsageError:
-    """What the original's code cannot represent."""
+    """The UsageError for what the original's code cannot represent."""
     return UsageError(f"the paper's code cannot represent this model: {reason}")
 
 
@@ -105,7 +105,7 @@ def _process(config: Mapping[str, Any], schedule: Schedule) -> tuple[Json, dict[
     back = {ours: theirs for theirs, ours in SCHEDULES.items()}
     found = schedule.config
     if not isinstance(schedule, Discrete):
-        raise refuse(f"its schedule ({found['type']}) is no table of betas")
+        raise refuse(f"its schedule ({found['type']}) is not a table of betas")
     if config["prediction"] not in ("eps", "x0", "v"):
         raise refuse(f"it predicts {config['prediction']}")
     loss = config["loss"]["type"] if isinstance(config["loss"], Mapping) else config["loss"]
@@ -146,7 +146,7 @@ def _unet(unet: UNet) -> Json:
     if variant.vector is not None:
         raise refuse("its UNet maps a vector to the time embedding, for which the paper's code has no condition")
     if variant.time is not None:
-        raise refuse("its UNet embeds something else than the timestep")
+        raise refuse("its UNet embeds something other than the timestep")
     attending = [level for i, level in enumerate(levels) if level.attends or i == len(levels) - 1]
     counts, widths = {level.heads for level in attending}, {level.width // level.heads for level in attending}
     if len(counts) > 1 and len(widths) > 1:
@@ -186,7 +186,7 @@ def _first_stage(autoencoder: Autoencoder) -> Json:
         return {"target": "ldm.models.autoencoder.IdentityFirstStage", "params": {}}
     _check_groups(autoencoder, "autoencoder")
     if config["middle_attention"] not in (True, False):
-        raise refuse(f"its autoencoder attends in the middle of the {config['middle_attention']} alone")
+        raise refuse(f"its autoencoder attends only in the middle of the {config['middle_attention']}")
     if not isinstance(config["blocks"], int):
         raise refuse("its autoencoder has different numbers of blocks at different levels")
     if config["attention"] and not config["middle_attention"]:
@@ -227,7 +227,7 @@ def _condition(model: LatentDiffusion) -> tuple[Json, dict[str, Tensor]]:
         raise refuse(f"it has {len(model.conditioners)} conditions; the original's code has one")
     ((slot, conditioner),) = model.conditioners.items()
     if conditioner.emits.vector or (conditioner.emits.tokens and conditioner.emits.concat):
-        raise refuse(f"its condition {slot} comes by a port that the original does not have")
+        raise refuse(f"its condition {slot} uses a port that the original does not have")
     options = model.slots[slot].options if slot in model.slots else {}
     key, target, params, tensors = _stage(model, slot, conditioner, options)
     stage: Json = {"cond_stage_key": key, "cond_stage_trainable": bool(tensors)}
@@ -261,7 +261,7 @@ def _stage(
         return "caption", f"{ENCODERS}BERTEmbedder", params, state
     if (clip := text_stages.clip_to(state)) is not None:
         return ("caption", *_clip(slot, clip, text_stages.architecture_in(options), emits.length))
-    raise refuse(f"its condition {slot} is none that the original's code has")
+    raise refuse(f"its condition {slot} has no counterpart in the original's code")
 
 
 def _clip(

@@ -64,7 +64,7 @@ def unet_from(config: Mapping[str, Any], where: str = "") -> Json:
     config = complete(config, where)
     name = config["_class_name"]
     if name not in ("UNet2DModel", "UNet2DConditionModel"):
-        raise CheckpointError(f"no UNet of ldmkit is like {name}; UNet2DModel and UNet2DConditionModel are read")
+        raise CheckpointError(f"ldmkit has no UNet like {name}; UNet2DModel and UNet2DConditionModel are supported")
     conditional = name == "UNet2DConditionModel"
     _check_off(config, {**_UNET_OFF, **(_CONDITION_OFF if conditional else _PLAIN_OFF)}, "UNet")
     bounded(
@@ -99,7 +99,7 @@ def _check_blocks(config: Mapping[str, Any], known: set[str], what: str) -> None
     """That the blocks are known ones, and that the way up mirrors the way down."""
     down, up = list(config["down_block_types"]), list(config["up_block_types"])
     if unknown := sorted(set(down) - known):
-        raise CheckpointError(f"{what} blocks {', '.join(unknown)} are not read; {', '.join(sorted(known))} are")
+        raise CheckpointError(f"{what} blocks {', '.join(unknown)} are not supported; {', '.join(sorted(known))} are")
     if up != [_UP[block] for block in reversed(down)]:
         raise CheckpointError(f"up_block_types {up} do not mirror down_block_types {down}, as a {what} of ldmkit does")
     if len(down) != len(config["block_out_channels"]):
@@ -137,7 +137,7 @@ def _resamples(config: Mapping[str, Any]) -> bool:
 
 def _condition_options(config: Mapping[str, Any], levels: int) -> Json:
     if not isinstance(config["cross_attention_dim"], int):
-        raise CheckpointError("a cross_attention_dim per level is not read")
+        raise CheckpointError("a cross_attention_dim per level is not supported")
     only = config["only_cross_attention"]
     only = [only] * levels if isinstance(only, bool) else list(only)
     attends = ["Attn" in block for block in config["down_block_types"]]
@@ -196,7 +196,7 @@ def autoencoder_from(config: Mapping[str, Any], where: str = "") -> tuple[Json, 
     config = complete(config, where)
     name = config["_class_name"]
     if name not in ("AutoencoderKL", "VQModel"):
-        raise CheckpointError(f"no autoencoder of ldmkit is like {name}; AutoencoderKL and VQModel are read")
+        raise CheckpointError(f"ldmkit has no autoencoder like {name}; AutoencoderKL and VQModel are supported")
     _check_off(config, _KL_OFF if name == "AutoencoderKL" else _VQ_OFF, "autoencoder")
     bounded(config, ("layers_per_block",), "autoencoder")
     bounded({"levels": len(config["block_out_channels"])}, ("levels",), "autoencoder")
@@ -204,7 +204,7 @@ def autoencoder_from(config: Mapping[str, Any], where: str = "") -> tuple[Json, 
     grouped(widths, config["norm_num_groups"], "autoencoder")
     _check_blocks(config, {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}, "autoencoder")
     if config["in_channels"] != config["out_channels"]:
-        raise CheckpointError("an autoencoder whose output has other channels than its input is not read")
+        raise CheckpointError("an autoencoder whose output has other channels than its input is not supported")
     size = config["sample_size"]  # where attention sits is counted at it, and any number that can be halved will do
     resolution = size if isinstance(size, int) and size >= 2 ** (len(down) - 1) else 256
     options: Json = {
@@ -223,7 +223,7 @@ def autoencoder_from(config: Mapping[str, Any], where: str = "") -> tuple[Json, 
     shift = 0.0
     if name == "VQModel":
         if config["vq_embed_dim"] not in (None, config["latent_channels"]):
-            raise CheckpointError("a VQModel whose vq_embed_dim differs from latent_channels is not read")
+            raise CheckpointError("a VQModel whose vq_embed_dim differs from latent_channels is not supported")
         options |= {"codebook": config["num_vq_embeddings"], "swapped": True}
     else:
         shift = float(config["shift_factor"] or 0.0)

@@ -22,7 +22,7 @@ class ClassConfig(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise CheckpointError(
-            f"{self.get('_class_name', 'the configuration')} says no {key}, and no default is known for it",
+            f"{self.get('_class_name', 'the configuration')} has no {key}, and no default is known for it",
             where=self.where or None,
         )
 
@@ -36,7 +36,7 @@ class ClassConfig(dict[str, Any]):
 def complete(config: Mapping[str, Any], where: str = "") -> ClassConfig:
     """The config with its class' defaults. Raises CheckpointError where it names no class."""
     if not isinstance(name := config.get("_class_name"), str):
-        raise CheckpointError("the configuration says no _class_name", where=where or None)
+        raise CheckpointError("the configuration has no _class_name", where=where or None)
     return ClassConfig({**DEFAULTS.get(name, {}), **config}, where)
 
 

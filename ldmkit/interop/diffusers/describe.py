@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def refuse(reason: str) -> UsageError:
-    """What diffusers cannot represent."""
+    """The UsageError for what diffusers cannot represent."""
     return UsageError(f"diffusers cannot represent this model: {reason}")
 
 
@@ -24,7 +24,7 @@ def _groups(module: nn.Module, what: str, key: str) -> int:
     if len(counts) != 1:
         raise refuse(
             f"its {what}'s group norms have {', '.join(map(str, sorted(counts)))} groups, and diffusers has one number "
-            f"(`{key}`, said when training)"
+            f"(set `{key}` for training)"
         )
     return counts.pop()
 
@@ -42,7 +42,7 @@ def unet_to(unet: UNet, sample_size: int | tuple[int, int]) -> tuple[str, Json]:
     if variant.vector is not None:
         raise refuse("its UNet maps a vector to the time embedding, for which no pipeline has a condition")
     if variant.time is not None:
-        raise refuse("its UNet embeds something else than the timestep")
+        raise refuse("its UNet embeds something other than the timestep")
     if variant.self_transformer:
         raise refuse("its transformers read no tokens, and UNet2DConditionModel cannot do without")
     if variant.plain_attention:
@@ -133,7 +133,7 @@ def autoencoder_to(model: Autoencoder) -> tuple[str, Json]:
     if config["shortcut"]:
         raise refuse("its autoencoder has a linear shortcut")
     if config["middle_attention"] not in (True, False):
-        raise refuse(f"its autoencoder attends in the middle of the {config['middle_attention']} alone")
+        raise refuse(f"its autoencoder attends only in the middle of the {config['middle_attention']}")
     if not isinstance(config["blocks"], int):
         raise refuse("its autoencoder has different numbers of blocks at different levels")
     scales = set(model.latent_scale.tolist())

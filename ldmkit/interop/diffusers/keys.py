@@ -32,13 +32,13 @@ class Rename:
     squeeze: bool = False
 
     def export(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Ours -> theirs."""
+        """Ours -> theirs, of any shape; with `squeeze`, (o, i, 1, 1) as (o, i)."""
         for name, value in _below(self.ours, tensors):
             flat = value.flatten(1) if self.squeeze and value.ndim > 2 else value
             yield self.theirs + name, flat
 
     def read(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Theirs -> ours; `like` has our shapes."""
+        """Theirs -> ours, of any shape; `like` has our shapes: with `squeeze`, (o, i) as (o, i, 1, 1)."""
         for name, value in _below(self.theirs, tensors):
             shape = like[self.ours + name].shape if self.ours + name in like else value.shape
             same = self.squeeze and value.ndim == 2 and value.numel() == shape.numel()
@@ -54,7 +54,7 @@ class Interleaved:
     heads: int
 
     def export(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Ours -> theirs."""
+        """Ours -> theirs: rows (3 c, ...) of q, k and v in turn for each head -> three tensors (c, ...)."""
         for name, value in _below(self.ours, tensors):
             split = value.flatten(1) if value.ndim > 1 else value[:, None]  # (3 c, c) or (3 c, 1)
             parts = split.view(self.heads, 3, -1, split.shape[1]).unbind(1)  # each (heads, c / heads, ...)
@@ -63,7 +63,7 @@ class Interleaved:
                 yield f"{self.theirs}to_{letter}{name}", (rows if value.ndim > 1 else rows[:, 0]).contiguous()
 
     def read(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Theirs -> ours."""
+        """Theirs -> ours: three tensors (c, ...) -> (3 c, ...), of the shapes in `like`."""
         for name in (".weight", ".bias"):
             keys = [f"{self.theirs}to_{letter}{name}" for letter in "qkv"]
             if not all(key in tensors for key in keys) or self.ours + name not in like:

@@ -54,6 +54,8 @@ def import_diffusers(
     """`load_diffusers`, with the report of keys and notes for a person.
 
     `allow_partial`: patterns of names that may be missing (they get fresh weights), left over, or of another shape.
+
+    Raises CheckpointError as `load_diffusers` does.
     """
     path = Path(folder).expanduser()
     if not (path / INDEX).is_file():
@@ -75,7 +77,7 @@ def _incomplete(path: Path, folder: str | Path) -> CheckpointError:
             f"it has {', '.join(parts)}: add a {INDEX} that says which pipeline they are, for example "
             '{"_class_name": "StableDiffusionPipeline"} or {"_class_name": "LDMPipeline"}'
         )
-    return CheckpointError(f"{folder} is no pipeline of diffusers: it has no {INDEX}", hint=hint)
+    return CheckpointError(f"{folder} is not a diffusers pipeline: it has no {INDEX}", hint=hint)
 
 
 def import_diffusers_autoencoder(
@@ -90,7 +92,9 @@ def import_diffusers_autoencoder(
         options, scale, shift = configs.autoencoder_from(component.config, component.where)
         model = autoencoders.make(**options)
     if shift:
-        raise CheckpointError(f"an autoencoder alone with a shift_factor ({shift}) is not read", where=component.where)
+        raise CheckpointError(
+            f"an autoencoder alone with a shift_factor ({shift}) is not supported", where=component.where
+        )
     expected = own(model.state_dict())
     found, report = _read(keys.autoencoder_rules(model), component.tensors(), expected, "")
     report.require(allow_partial, where=str(component.path))
@@ -156,7 +160,7 @@ class _Folder:
             if (self.path / name / "config.json").is_file():
                 component = Component.of(self.path / name)
                 if unknown := complete(component.config, component.where).unknown:
-                    self.notes.append(f"{name} says {', '.join(unknown)}, which is not known here and not read")
+                    self.notes.append(f"{name} says {', '.join(unknown)}, which ldmkit does not know")
                 return component
         raise CheckpointError(
             f"the pipeline has no {' or '.join(names)}",
@@ -180,7 +184,7 @@ class _Folder:
         side = complete(unet.config, unet.where)["sample_size"]
         if side is None:
             self.notes.append(
-                f"the UNet says no sample_size: images of {SIDE * factor} pixels are sampled unless asked otherwise"
+                f"the UNet has no sample_size: images of {SIDE * factor} pixels are sampled unless asked otherwise"
             )
             side = SIDE
         height, width = (side, side) if isinstance(side, int) else side
@@ -191,14 +195,14 @@ class _Folder:
         if self.pipeline == SUPER_RESOLUTION:
             return options, 1.0, 0.0  # this pipeline scales nothing, whatever the config says
         if options["type"] == "vq" and "scaling_factor" not in first.config:
-            self.notes.append("the VQModel says no scaling_factor: 1 is used, as the paper's VQ models have it")
+            self.notes.append("the VQModel has no scaling_factor: 1 is used, as the paper's VQ models have it")
             scale = 1.0
         return options, scale, shift
 
     def _widths(self, denoiser: Mapping[str, Any], table: Tensor | None) -> Widths:
         added = int(denoiser["in_channels"]) - int(denoiser["out_channels"])
         if added < 0:
-            raise CheckpointError(f"the UNet reads {-added} channels less than it gives", where=str(self.path))
+            raise CheckpointError(f"the UNet reads {-added} channels fewer than it returns", where=str(self.path))
         return Widths(int(denoiser["context_width"] or 0), added, int(denoiser["variant"].get("vector") or 0), table)
 
     def _check_table(self, table: Tensor | None, unet: Component) -> None:

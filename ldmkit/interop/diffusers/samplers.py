@@ -14,7 +14,7 @@ DISTILLED_STEPS = 4
 
 
 def refused(config: ClassConfig, name: str) -> CheckpointError:
-    """For an option whose value no sampler here follows."""
+    """The CheckpointError for an option whose value no sampler here follows."""
     return CheckpointError(
         f"{config['_class_name']} with {name}: {config[name]!r} is not what ldmkit can sample",
         where=config.where or None,

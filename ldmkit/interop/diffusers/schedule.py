@@ -16,13 +16,13 @@ from ldmkit.schedules.discrete import Discrete
 Json = dict[str, Any]
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 NOISE = {"linear": "scaled_linear", "plain-linear": "linear"}  # the original's and ours -> diffusers'
-# Of schedulers that are not read, why not.
+# Of schedulers that are not supported, why not.
 REASONS = {
-    "CMStochasticIterativeScheduler": "a consistency model answers with x_0 at a boundary that ldmkit's predictions do not have",
-    "KarrasVeScheduler": "its noise levels are in no file of the folder",
-    "ScoreSdeVeScheduler": "its noise explodes in steps of its own, with a corrector that ldmkit does not have",
-    "ScoreSdeVpScheduler": "it is sampled by steps of its own on a continuous schedule",
-    "IPNDMScheduler": "its noise levels are in no file of the folder",
+    "CMStochasticIterativeScheduler": "a consistency model predicts x_0 with a boundary condition, which ldmkit does not have",
+    "KarrasVeScheduler": "its noise levels are not stored in the folder",
+    "ScoreSdeVeScheduler": "it is variance exploding, with a corrector that ldmkit does not have",
+    "ScoreSdeVpScheduler": "it has its own sampler on a continuous schedule, which ldmkit does not have",
+    "IPNDMScheduler": "its noise levels are not stored in the folder",
 }
 
 
@@ -46,7 +46,7 @@ def scheduler_to(diffusion: Diffusion) -> tuple[str, Json]:
     """(class, config) of a scheduler that steps like the original's DDIM."""
     schedule = diffusion.schedule
     if not isinstance(schedule, Discrete):
-        raise refuse(f"its schedule ({schedule.config['type']}) is no table of betas")
+        raise refuse(f"its schedule ({schedule.config['type']}) is not a table of betas")
     if diffusion.prediction.name not in PREDICTIONS:
         raise refuse(
             f"it predicts {diffusion.prediction.name}, and DDIMScheduler knows {', '.join(PREDICTIONS.values())}"
@@ -76,14 +76,14 @@ def scheduler_from(config: Mapping[str, Any], where: str = "") -> Read:
     if name not in SCHEDULERS:
         reason = REASONS.get(name, "ldmkit has no such schedule")
         raise CheckpointError(
-            f"the scheduler {name} is not read: {reason}",
+            f"the scheduler {name} is not supported: {reason}",
             where=where or None,
             hint=f"read are {', '.join(SCHEDULERS)}; put the config of one of them in its place if the network fits it",
         )
     _refuse_options(full)
     found = _edm(full) if name.startswith("EDM") else _flow(full) if name.startswith("FlowMatch") else _betas(full)
     if full.unknown:
-        found.notes.append(f"{name} does not know {', '.join(full.unknown)}: not read here either")
+        found.notes.append(f"{name} has no option {', '.join(full.unknown)}: ignored")
     return found
 
 
@@ -120,13 +120,13 @@ def _betas(config: ClassConfig) -> Read:
     name = config["_class_name"]
     predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
     if (prediction := config["prediction_type"]) not in predictions:
-        raise CheckpointError(f"prediction_type {prediction} is not read; {', '.join(predictions)} are")
+        raise CheckpointError(f"prediction_type {prediction} is not supported; {', '.join(predictions)} are")
     if (betas := config["trained_betas"]) is not None:
         schedule: Json = {"type": "given", "betas": list(betas)}
     else:
         kinds = {theirs: ours for ours, theirs in NOISE.items()} | {"squaredcos_cap_v2": "cosine"}
         if (kind := config["beta_schedule"]) not in kinds:
-            raise CheckpointError(f"beta_schedule {kind} is not read; {', '.join(kinds)} are")
+            raise CheckpointError(f"beta_schedule {kind} is not supported; {', '.join(kinds)} are")
         schedule = {"type": kinds[kind], "timesteps": int(config["num_train_timesteps"])}
         if kind != "squaredcos_cap_v2":
             schedule |= {"start": config["beta_start"], "end": config["beta_end"]}

@@ -61,13 +61,13 @@ def _check_head(head: bytes, file: Path) -> None:
         raise CheckpointError("the checkpoint is empty", where=str(file), hint="download it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise CheckpointError(
-            "this is a web page and no checkpoint", where=str(file), hint="a download that asked for a login, or failed"
+            "this is a web page, not a checkpoint", where=str(file), hint="a download that asked for a login, or failed"
         )
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError("this is a pointer of git-lfs and no checkpoint", where=str(file), hint="git lfs pull")
+        raise CheckpointError("this is a pointer of git-lfs, not a checkpoint", where=str(file), hint="git lfs pull")
     if file.suffix != ".json" and start and all(byte in PRINTABLE for byte in start):
         raise CheckpointError(
-            f"this is text and no checkpoint: {start[:60].decode('ascii').splitlines()[0]!r}",
+            f"this is text, not a checkpoint: {start[:60].decode('ascii').splitlines()[0]!r}",
             where=str(file),
             hint="a download that failed may leave its error message in the file",
         )
@@ -103,7 +103,7 @@ def _check_archive(file: Path) -> None:
             hint="if you trust it, load and save it again with torch",
         )
     if sum(member.file_size for member in members) > size:
-        raise CheckpointError("the archive says that it holds more than its own size", where=str(file))
+        raise CheckpointError("the archive claims to hold more than its own size", where=str(file))
 
 
 def _read_legacy(file: Path) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def _read_legacy(file: Path) -> dict[str, Tensor]:
         if (asked := unpickling.asked(file)) is not None:
             raise unpickling.refused(asked, file) from error
         raise CheckpointError(
-            "this is no checkpoint, or it is truncated or damaged",
+            "this is not a checkpoint, or it is truncated or damaged",
             where=str(file),
             hint="torch checkpoints (.ckpt, .pt) and safetensors are read; a truncated file has to be downloaded again",
         ) from error
@@ -136,7 +136,7 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"the tensor {name} {kind}; plain ones are read", where=str(file))
         if value.nbytes > value.untyped_storage().nbytes():
             raise CheckpointError(
-                f"the tensor {name} says that it is {tuple(value.shape)}, more than the file holds", where=str(file)
+                f"the tensor {name} claims the shape {tuple(value.shape)}, more than the file holds", where=str(file)
             )
     return tensors
 
@@ -187,7 +187,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 def _only_index(folder: Path) -> Path:
     if (folder / ".metadata").is_file():
         raise CheckpointError(
-            "this is a distributed checkpoint of torch, whose metadata is a pickle: it is not read",
+            "this is a distributed checkpoint of torch, whose metadata is a pickle: it is not supported",
             where=str(folder),
             hint="turn it into safetensors where it was made",
         )
@@ -206,11 +206,13 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"this is no index of a sharded checkpoint: {error}", where=str(index)) from error
+        raise CheckpointError(f"this is not an index of a sharded checkpoint: {error}", where=str(index)) from error
     tensors: dict[str, Tensor] = {}
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise CheckpointError(f"the index names the shard {name!r}, which is no file beside it", where=str(index))
+            raise CheckpointError(
+                f"the index names the shard {name!r}, which is not a file beside it", where=str(index)
+            )
         if not (index.parent / name).is_file():
             raise CheckpointError(f"the shard {name} is missing", where=str(index), hint="download all shards")
         shard = index.parent / name

@@ -57,7 +57,7 @@ PLAIN: Mapping[str, type] = {
 
 
 class StandIn:
-    """In place of an object that is not read."""
+    """In place of an object that is not supported."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.state: Any = None
@@ -120,7 +120,7 @@ def _of_tensors(module: str, name: str) -> bool:
 
 
 def refused(name: str, file: Path) -> CheckpointError:
-    """The error for a checkpoint of the old format that asks for a name which torch's reader of weights does not allow."""
+    """The CheckpointError for a checkpoint of the old format that asks for a name which torch does not allow."""
     if _harmless(*name.rpartition(".")[::2]):
         return CheckpointError(
             f"the checkpoint holds an object of {name}, and is in torch's old format, in which only tensors are read",
@@ -179,6 +179,7 @@ class Reader(pickle.Unpickler):
         return self.stand_ins.setdefault(f"{module}.{name}", type(str(name), (StandIn,), {}))
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """The storage that a tensor asks for: its numbers (n,)."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ValueError(f"a storage of kind {kind!r}")

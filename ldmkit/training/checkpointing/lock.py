@@ -64,7 +64,7 @@ def now() -> str:
 
 
 def unwritable(folder: Path, error: OSError | ValueError) -> ResourceError:
-    """The error of a directory that takes no files."""
+    """The ResourceError of a directory that takes no files."""
     return ResourceError(
         f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}",
         hint="choose a place that can be written with --out DIR",

@@ -63,11 +63,11 @@ class TrainingState:
     # one update
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of `loss`, scaled in fp16."""
+        """Gradients of `loss` (), scaled in fp16."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self, name: str, *, clip: float | None) -> tuple[bool, Tensor]:
-        """One step of the optimizer `name`; skipped where the gradient is not finite. Returns (done, gradient norm).
+        """One step of the optimizer `name`; skipped where the gradient is not finite. Returns (done, gradient norm ()).
 
         One such gradient in the moments of Adam would spoil the weights for ever.
         """
@@ -180,7 +180,7 @@ class Unread:
         self._good: list[Tensor] = []
 
     def add(self, good: Tensor) -> None:
-        """Of the next update."""
+        """`good` () bool of the next update."""
         self._good.append(good)
 
     def read(self, skipped: int, in_a_row: int) -> tuple[int, int]:
@@ -215,7 +215,7 @@ def load_trained(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str
 
 
 def diverged(step: int, what: str, saved: str) -> DivergedError:
-    """The error that ends a stage whose gradients stay infinite."""
+    """The DivergedError that ends a stage whose gradients stay infinite."""
     return DivergedError(
         f"the gradient of {what} was not finite {PATIENCE} times in a row, up to step {step}",
         hint=f"a lower `lr`, a longer `warmup` or `precision: fp32` helps; the batch is saved in {saved}, the last "

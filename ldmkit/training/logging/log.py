@@ -137,7 +137,9 @@ class StageLog:
     def step(
         self, done: int, values: Mapping[str, Tensor | float], *, images: int, good: Tensor | None = None
     ) -> dict[str, float] | None:
-        """`done` steps are done; `values` are means over this step's `images`. Nothing waits for the device in between.
+        """`done` steps are done; `values` are means () over this step's `images`.
+
+        Nothing waits for the device in between.
 
         `good` () bool, on the device: whether the values count; None: they do.
 

@@ -79,7 +79,7 @@ class Replicated:
     """A copy on every rank (DistributedDataParallel), whose gradients are averaged while the backward pass still runs.
 
     Every trained parameter takes part in every step (`ConditionerSet` sees to it where conditions are dropped), so DDP need not
-    look for unused ones; one that a conditioner never uses is an error that names it.
+    look for unused ones; `collecting` raises PluginError naming one that a conditioner never uses.
     """
 
     def __init__(self, model: LatentDiffusion, runtime: Runtime) -> None:
@@ -123,6 +123,8 @@ class Sharded:
     its turn comes. The model that was handed in stays on the CPU until the end.
 
     The autoencoder, which is frozen, is whole on every rank; conditioners and the UNet's stem are gathered for a whole step.
+
+    Raises PluginError for a model that cannot be copied.
     """
 
     def __init__(self, model: LatentDiffusion, runtime: Runtime) -> None:

@@ -89,7 +89,10 @@ class Ranks:
     # the first one decides
 
     def decide(self, action: Callable[[], T]) -> T:
-        """What `action` gives on the first rank, for all; the others wait, however long it takes. Its error is raised by all."""
+        """What `action` gives on the first rank, for all; the others wait, however long it takes.
+
+        Its error is raised by all; an error that is none of ldmkit's raises ResourceError on the others.
+        """
         if self.count == 1:
             return action()
         if not self.first:
@@ -171,7 +174,7 @@ class Ranks:
         return {name: total / self.count for name, total in zip(values, self.total(list(values.values())), strict=True)}
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its mean over all ranks, in place; one message for all of them."""
+        """Each tensor, of any shape, becomes its mean over all ranks, in place; one message for all of them."""
         if self.count == 1 or not tensors:
             return
         import torch
@@ -193,7 +196,7 @@ class Ranks:
     # when one fails
 
     def explained(self, error: BaseException) -> BaseException:
-        """`error`; where it only says that another rank is gone, an error that says which, and why if that is known."""
+        """`error`; where it only says that another rank is gone, a LostRankError that says which, and why if known."""
         text = str(error).lower()
         if self.count == 1 or isinstance(error, LdmkitError) or not isinstance(error, RuntimeError):
             return error

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether each rank holds a part of it."""
+    """Whether each rank holds a part of a tensor of any shape."""
     if type(tensor) in (Tensor, nn.Parameter):
         return False
     from torch.distributed.tensor import DTensor  # two seconds, for those who train in shards
@@ -24,7 +24,10 @@ def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, on each rank; all ranks call this in the same order. One that is not split stays as it is."""
+    """The whole of a tensor of any shape, on each rank; all ranks call this in the same order.
+
+    One that is not split stays as it is.
+    """
     if not is_split(tensor):
         return tensor
     whole: Tensor = tensor.full_tensor()
@@ -32,7 +35,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def placed(whole: Tensor, like: Tensor) -> Tensor:
-    """`whole`, which every rank has, where `like` is: on its device, and split as it is split."""
+    """`whole`, of any shape, which every rank has, where `like` is: on its device, and split as it is split."""
     if not is_split(like):
         return whole.to(like.device)
     from torch.distributed.tensor import distribute_tensor
@@ -52,7 +55,7 @@ def on_first(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def swap(one: Tensor, other: Tensor) -> None:
-    """Exchanges the contents of two tensors that are split alike; FSDP knows its parameters by their memory."""
+    """Exchanges the contents of two tensors of one shape, split alike; FSDP knows its parameters by their memory."""
     kept = one.detach().clone()
     one.detach().copy_(other)
     other.copy_(kept)

@@ -1,6 +1,6 @@
 """Class labels as a conditioner for ldmkit.
 
-Loads no torch: the conditioner\'s module is imported when a recipe asks for it.
+Loads no torch: the conditioner's module is imported when a recipe asks for it.
 """
 
 from __future__ import annotations

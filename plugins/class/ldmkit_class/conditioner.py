@@ -24,7 +24,7 @@ class ClassConditioner(Conditioner):
         width: width of the token or vector.
         port: `tokens` (the paper's: one token, cross-attended) or `vector` (added to the time embedding).
 
-    The null is a learned row of its own, the last of the table.
+    The null is a learned row, the last of the table. Raises RecipeError for no classes at all, or a name given twice.
     """
 
     reads = ("label",)
@@ -126,6 +126,10 @@ class ClassConditioner(Conditioner):
 
         Where that is the last row, it is no class here. Where it lies elsewhere it keeps its number and is copied to the end. A
         model without one never saw a null: its row is the mean of all.
+
+        Raises:
+            CheckpointError: the table is not in the checkpoint.
+            UsageError: `null_class` is none of its rows.
         """
         if stage.target.rpartition(".")[2] != "ClassEmbedder":
             return None

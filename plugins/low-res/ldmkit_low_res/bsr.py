@@ -111,12 +111,12 @@ class Dice:
         return order
 
     def normal(self, *shape: int) -> Tensor:
-        """Unit normal."""
+        """Unit normal, (*shape)."""
         return torch.randn(shape, generator=self.generator)
 
 
 def resize(picture: Tensor, size: Size, dice: Dice) -> Tensor:
-    """To `size` by bilinear, bicubic or area, drawn; the first two without antialiasing, so that they degrade."""
+    """(c, h, w) to `size` by bilinear, bicubic or area, drawn; the first two not antialiased, so that they degrade."""
     mode = ("bilinear", "bicubic", "area")[dice.integer(0, 2)]
     return F.interpolate(picture[None], (max(size[0], 1), max(size[1], 1)), mode=mode)[0]
 
@@ -131,7 +131,7 @@ def gaussian_kernel(side: int, covariance: Tensor, offset: float = 0.0) -> Tenso
 
 
 def filtered(picture: Tensor, kernel: Tensor) -> Tensor:
-    """Each channel correlated with the kernel, mirrored at the edges (repeated where the picture is too small to mirror)."""
+    """Each channel of (c, h, w) correlated with a kernel (k, k); mirrored at the edges, or repeated where too small."""
     side = kernel.shape[0]
     before, after = (side - 1) // 2, side // 2
     mode = "reflect" if after < min(picture.shape[-2:]) else "replicate"

@@ -37,7 +37,8 @@ class LowResConditioner(Conditioner):
             the numbers that the UNet is to predict.
 
     Where the latent grid has the small picture's size (`scale` equal to the autoencoder's factor) the UNet gets the picture
-    itself. Elsewhere it is resized to the grid. The null is a grey picture (zeros).
+    itself. Elsewhere it is resized to the grid. The null is a grey picture (zeros). Raises RecipeError for options out
+    of range, and for a `scale` that does not divide the image's size.
     """
 
     reads = ("image",)
@@ -77,7 +78,8 @@ class LowResConditioner(Conditioner):
     def prepare(self, sample: Mapping[str, Any], generator: Generator | None = None) -> Tensors:
         """{"image": (c, h, w) in [-1, 1], small}, and with noise augmentation {"level": (), "noise": (c, h, w)} beside it.
 
-        Without a generator there is no noise, and `bsr` draws as with a fixed seed.
+        Without a generator there is no noise, and `bsr` draws as with a fixed seed. Raises DataError for an image of
+        another number of channels, or of a size that `scale` does not divide.
         """
         picture: Tensor = sample["image"]
         if picture.ndim != 3 or picture.shape[0] != self.channels:

@@ -19,19 +19,19 @@ Degradation = Callable[
 
 
 def bicubic(pictures: Tensor, size: Size) -> Tensor:
-    """Antialiased bicubic (Keys 1981, a = -0.5), as Pillow computes it: within one 8-bit level of ``resize(BICUBIC)``."""
+    """(..., h, w) by antialiased bicubic (Keys 1981, a = -0.5): within one 8-bit level of Pillow's ``BICUBIC``."""
     batch = pictures if pictures.ndim == 4 else pictures[None]
     return to_8_bit(F.interpolate(batch, size, mode="bicubic", antialias=True)).reshape(*pictures.shape[:-2], *size)
 
 
 def area(pictures: Tensor, size: Size) -> Tensor:
-    """The mean over the area of each new pixel."""
+    """(..., h, w) by the mean over the area of each new pixel."""
     batch = pictures if pictures.ndim == 4 else pictures[None]
     return to_8_bit(F.interpolate(batch, size, mode="area")).reshape(*pictures.shape[:-2], *size)
 
 
 def to_8_bit(pictures: Tensor) -> Tensor:
-    """Values in [-1, 1] rounded to the 256 levels of an 8-bit picture; what lies outside is clipped."""
+    """Values in [-1, 1], of any shape, rounded to the 256 levels of an 8-bit picture; what lies outside is clipped."""
     return ((pictures.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 127.5 - 1.0
 
 

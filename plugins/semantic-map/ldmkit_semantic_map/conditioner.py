@@ -30,6 +30,8 @@ class SemanticMapConditioner(Conditioner):
         palette: (red, green, blue) of each class, 0 to 255: reads maps that are RGB pictures, and colours previews.
 
     The null is one learned value a channel, the same everywhere; it starts at 0, as what a map of ignored pixels gives.
+    Raises RecipeError where the number of classes is not known or contradicts the palette, and for options out of
+    range.
     """
 
     reads = aligned = ("map",)
@@ -132,7 +134,10 @@ class SemanticMapConditioner(Conditioner):
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:
-        """CompVis' `SpatialRescaler` of a label map."""
+        """CompVis' `SpatialRescaler` of a label map.
+
+        Raises CheckpointError where its weights are not in the checkpoint.
+        """
         if stage.target.rpartition(".")[2] != "SpatialRescaler" or stage.params.get("out_channels") is None:
             return None
         weight = stage.tensors.get("channel_mapper.weight")

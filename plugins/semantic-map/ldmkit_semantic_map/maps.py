@@ -80,7 +80,7 @@ def _by_colour(pixels: NDArray[Any], palette: Palette | None, ignore: int | None
 
 
 def check_range(ids: Tensor, classes: int, ignore: int | None, error: type[LdmkitError]) -> None:
-    """Raises `error` naming the first number that is no class, how many pixels have it, and what is allowed."""
+    """Raises `error` for ids (any shape) that are no class: the first, in how many pixels, and what is allowed."""
     wrong = (ids < 0) | (ids >= classes)
     if ignore is not None:
         wrong &= ids != ignore

@@ -51,7 +51,8 @@ class TextConditioner(Conditioner):
         empty: token ids of the empty prompt, for a model without tokenizer (default: all 0).
 
     The null is the encoding of the empty prompt, as in the released models: what condition dropout trains, and what a person who
-    gives no text gets.
+    gives no text gets. Raises RecipeError for options that contradict each other, and where `fit` has not filled what
+    it learns.
     """
 
     reads = ("caption",)
@@ -103,7 +104,10 @@ class TextConditioner(Conditioner):
     def fit(
         cls, options: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], fields: Fields = NO_FIELDS
     ) -> Mapping[str, Any]:
-        """`vocabulary` from the captions, or from a tokenizer that is named; `architecture` from an encoder that is named."""
+        """`vocabulary` from the captions, or from a named tokenizer; `architecture` from a named encoder.
+
+        Raises DataError where the samples have no captions, or only empty ones.
+        """
         learned: dict[str, Any] = {}
         length, encoder = options.get("length", 77), options.get("encoder")
         if encoder is not None and options.get("architecture") is None:
@@ -132,7 +136,10 @@ class TextConditioner(Conditioner):
         return prepared
 
     def from_user(self, value: Any, size: tuple[int, int]) -> Tensors:
-        """A prompt, its token ids, or its embedding: numbers (l, width), as this encoder gives them for 1 to `length` tokens."""
+        """A prompt, its token ids, or its embedding (l, width), as this encoder gives it for 1 to `length` tokens.
+
+        Raises UsageError for anything else.
+        """
         if (embedding := _embedding(value)) is not None:
             return self._embedded(embedding)
         if isinstance(value, str) and self.vocabulary is not None:
@@ -192,7 +199,7 @@ class TextConditioner(Conditioner):
         if embedding.ndim != 2 or embedding.shape[1] != width or not 0 < len(embedding) <= self.length:
             raise UsageError(
                 f"an embedding of a prompt is (l, {width}), 1 to {self.length} tokens; given: {tuple(embedding.shape)}",
-                hint="several are a tensor (images, l, width), or a list of them, one an image",
+                hint="several are a tensor (images, l, width), or a list of them, one per image",
             )
         return {"embedding": embedding.float(), "mask": torch.ones(len(embedding), dtype=torch.bool)}
 

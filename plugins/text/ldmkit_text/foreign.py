@@ -30,7 +30,8 @@ def read_stage(stage: ForeignStage) -> Found | None:
     """Options and weights of `transformer`, or None where the stage holds no text.
 
     `stage.params` may hold a `tokenizer` (its directory) and an `architecture` (what `config.json` says of the encoder), which
-    stand for what the checkpoints of the paper's code leave to the hub.
+    stand for what the checkpoints of the paper's code leave to the hub. Raises CheckpointError where a tensor is
+    missing, or has no place in the transformer.
     """
     name = stage.target.rpartition(".")[2]
     if name in ("BERTEmbedder", "TransformerEmbedder") and stage.key not in BOXES:

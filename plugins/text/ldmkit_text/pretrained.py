@@ -55,7 +55,12 @@ def _without_pooler(model: nn.Module) -> nn.Module:
 
 
 def read_architecture(name: str) -> dict[str, Any]:
-    """The configuration of the text encoder in a directory or under a hub name, as JSON values."""
+    """The configuration of the text encoder in a directory or under a hub name, as JSON values.
+
+    Raises:
+        RecipeError: it is no model that `transformers` knows, or no text encoder.
+        OfflineError: it is not here and could not be downloaded.
+    """
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig
 
     try:
@@ -86,7 +91,7 @@ def check_length(architecture: dict[str, Any], length: int) -> None:
 
 
 def not_there(what: str, name: str, error: OSError) -> OfflineError:
-    """The error for something that is neither on disk nor could be downloaded."""
+    """The OfflineError for something that is neither on disk nor could be downloaded."""
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return OfflineError(
         f"the {what} {name!r} is no directory here and could not be downloaded: {reason}",

@@ -45,6 +45,8 @@ class LabelMaps:
         classes: how many there are; None: one more than the largest id found (255, unlabelled, aside).
         colors: for maps painted in colours: the colour of each id. None: the pixels are the ids.
         values: for maps painted in other numbers than 0, 1, 2 ...: the number of each id.
+
+    Raises DataError where `classes` differs from the number of `colors`, `values` or `names`.
     """
 
     def __init__(
@@ -90,7 +92,11 @@ class LabelMaps:
         return ids_of(image, Field("map", palette=self.palette), DataError, printable(path))
 
     def examine(self, sizes: Mapping[str, tuple[int, int]], root: str) -> None:
-        """Reads the map of every image (path -> (h, w)), and sets what nobody said: classes, values, colours of indexed maps."""
+        """Reads the map of every image (path -> (h, w)), and sets what nobody said: classes, values, colours.
+
+        Raises DataError where no image has a map, a map cannot be read, or its numbers leave open how many classes
+        there are.
+        """
         found: set[int] = set()
         palettes: set[tuple[int, ...] | None] = set()
         missing = 0
@@ -183,7 +189,7 @@ def _check_range(ids: NDArray[np.integer[Any]], classes: int, path: str) -> None
         raise DataError(
             f"the map holds the id {int(wrong.flat[0])} ({wrong.size} pixels out of range); "
             f"allowed: 0 to {classes - 1}, and {IGNORED} for unlabelled",
-            hint="give data.map_classes, or mend the map",
+            hint="give data.map_classes, or fix the map",
             where=printable(path),
         )
 
@@ -192,7 +198,10 @@ def _check_range(ids: NDArray[np.integer[Any]], classes: int, path: str) -> None
 
 
 def in_folder(root: str, pictures: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
-    """Image -> its map in a parallel tree below `root`: ``a/b.jpg`` has ``a/b.png`` (or .tif, .bmp ...), or ``a/b_mask.png``."""
+    """Image -> its map in a parallel tree below `root`.
+
+    ``a/b.jpg`` has ``a/b.png`` (or .tif, .bmp ...), or ``a/b_mask.png``. Raises DataError where `root` is no folder.
+    """
     if not os.path.isdir(root):
         raise DataError("there is no such folder of label maps", where=printable(root))
     files: dict[str, str] = {}
@@ -223,7 +232,10 @@ def beside(pictures: Sequence[str]) -> dict[str, str]:
 
 
 def class_names(folder: str) -> tuple[str, ...] | None:
-    """The names of the classes in a JSON file in `folder` (a list, or number -> name, or name -> number), by id."""
+    """The names of the classes in a JSON file in `folder` (a list, or number -> name, or name -> number), by id.
+
+    Raises DataError for a file that cannot be read or holds something else.
+    """
     for name in NAME_FILES:
         path = os.path.join(folder, name)
         if not os.path.isfile(path):

@@ -188,7 +188,8 @@ def _picture(root: str, folder: str, values: Mapping[str, Any], where: str) -> s
 def relative_path(root: str, folder: str, name: str, where: str) -> str:
     """`name` beside the metadata file in `folder`, relative to the root; never outside it.
 
-    An absolute path inside the root is taken, and a backslash where no file is called so.
+    An absolute path inside the root is taken, and a backslash where no file is called so. Raises DataError for a path
+    outside it.
     """
     if "\\" in name and not os.path.lexists(os.path.join(root, folder, name)):
         name = name.replace("\\", "/")

@@ -24,7 +24,10 @@ class Column:
 
 
 def columns(rows: Sequence[Row | None], classes: Sequence[str] | None) -> dict[str, Column]:
-    """Every column of the rows (None: a picture without a row), `label` and `objects` included, as fields."""
+    """Every column of the rows (None: a picture without a row), `label` and `objects` included, as fields.
+
+    Raises DataError for a label that is no class, and for `objects` of another form.
+    """
     names = dict.fromkeys(name for row in rows if row is not None for name in row.values if name not in FILE_COLUMNS)
     out = {}
     for name in names:
@@ -93,7 +96,10 @@ def clean(text: str) -> str:
 
 
 def labels(cells: Sequence[Any], where: Sequence[str], classes: Sequence[str] | None) -> Column:
-    """Class ids from integers or names; checked here, once: on a GPU a wrong one would be an assertion inside a kernel."""
+    """Class ids from integers or names; checked here, once: on a GPU a wrong one would be an assertion inside a kernel.
+
+    Raises DataError naming the first label that is no class.
+    """
     there = [cell for cell in cells if cell is not None]
     numbers = all(isinstance(cell, int) or (isinstance(cell, str) and _digits(cell)) for cell in there)
     if there and numbers and not (classes and set(map(str, there)) <= set(classes)):

@@ -50,7 +50,8 @@ class FolderSource(Source):
         checksums: a list as `sha256sum` writes it in `path`; a picture that is not what it says is left out when its turn comes.
 
     Fields: `image`, `file_name`; `label` from a column or from sub-folders; `map`; `boxes` from ``objects``; and each column of
-    ``metadata.jsonl`` or ``metadata.csv`` under its name.
+    ``metadata.jsonl`` or ``metadata.csv`` under its name. Raises DataError for options out of range, and for a folder,
+    table or map that cannot be read.
     """
 
     def __init__(
@@ -128,7 +129,10 @@ class FolderSource(Source):
         return [row for row, own in enumerate(self.index.parts) if own == part]
 
     def split(self, part: Part) -> FolderSource:
-        """The pictures to train on, or those held out; never the same file in both."""
+        """The pictures to train on, or those held out; never the same file in both.
+
+        Raises DataError where none is left.
+        """
         twin = copy.copy(self)
         twin._part, twin._rows, twin._kept = part, self._of(part), OrderedDict()
         if not twin._rows:

@@ -49,6 +49,9 @@ class HuggingfaceSource(Source):
             another order: the buffer is lost.
         seed: of the order of a stream.
         smallest: pictures with a side shorter than this are passed over.
+
+    Raises DataError for options out of range, where no column holds pictures, and where the number of classes is not
+    known.
     """
 
     def __init__(
@@ -142,7 +145,10 @@ class HuggingfaceSource(Source):
         self._table = table
 
     def split(self, part: Part) -> HuggingfaceSource:
-        """The rows to train on, or those held out. Of a stream, the first of the rows whose pictures' hash says so."""
+        """The rows to train on, or those held out. Of a stream, the first of the rows whose pictures' hash says so.
+
+        Raises DataError where no row is left.
+        """
         twin = copy.copy(self)
         twin._choose(part)
         if not isinstance(twin._rows, Stream) and not len(twin._rows):

@@ -42,7 +42,8 @@ class WebdatasetSource(Source):
         smallest: pictures with a side shorter than this are passed over.
 
     Fields: `image`, `caption` (``.txt``), `label` (``.cls``), the keys of ``.json``, `key`, other files by their extension.
-    An epoch takes the shards in a drawn order, and the samples of `together` of them in a drawn order.
+    An epoch takes the shards in a drawn order, and the samples of `together` of them in a drawn order. Raises DataError
+    where there is no sample or no picture, and where the number of classes is not known.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class WebdatasetSource(Source):
         self._rows = np.stack([number, rows - firsts[number]], axis=1) if len(rows) else np.zeros((0, 2), np.int64)
 
     def split(self, part: Part) -> WebdatasetSource:
-        """The samples to train on, or those held out; no key is in both."""
+        """The samples to train on, or those held out; no key is in both. Raises DataError where none is left."""
         twin = copy.copy(self)
         twin._choose(part)
         if not len(twin._rows):
