@@ -79,12 +79,16 @@ class Alignment(_Aligned):
         super().__init__(layer, hidden)
         if side < max(32, stride):
             raise RecipeError(f"side is {side}; the encoder needs images of {max(32, stride)} pixels a side or more")
-        self.encoder = EfficientNetLite0(side=None)
+        self.encoder = EfficientNetLite0(side=None, pretrained=False)
         self.side, self.level = side, EfficientNetLite0.strides.index(stride)
 
     def setup(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """The projection, from the layer's channels to the encoder's."""
         self._project_to(shapes[self.layers[0]], EfficientNetLite0.channels[self.level])
+
+    def load_pretrained(self) -> None:
+        """The encoder's weights. Raises OfflineError where their package is not installed."""
+        self.encoder.load_pretrained()
 
     def target(self, images: Tensor) -> Tensor:
         """The encoder's map (b, d, side / stride, side / stride) of images (b, 1 or 3, h, w) in [-1, 1]."""

@@ -33,6 +33,7 @@ def step(toy, model):
 
 def built(term):
     torch.manual_seed(5)
+    term.load_pretrained()
     term.setup(SHAPES)
     return term
 
