@@ -25,16 +25,17 @@ ALL = {
 @pytest.mark.slow
 def test_they_resume_with_the_same_bits(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     slots = {"place": {"type": "class", "port": "vector", "width": 8, "classes": 4, "dropout": 0.2}}
-    whole = recipe(data=FEW, conditioners=slots, losses=ALL, evaluate=[])
+    whole = recipe(data=FEW, conditioners=slots, losses=ALL, evaluate=[], train__batch=8)
     found = verify_resume(whole, 4, 3, folder=tmp_path / "runs")
     assert found.same, found.different
     assert "diffusion/losses.safetensors" in found.files
 
 
+@pytest.mark.slow
 def test_they_are_logged_and_stop_when_told(
     tmp_path: Path, recipe: Callable[..., Recipe], registry: Registry
 ) -> None:
-    run = ldmkit.run(recipe(losses=ALL, evaluate=[], train__steps=3), tmp_path / "run", registry=registry, console=False)
+    run = ldmkit.run(recipe(losses=ALL, evaluate=[], train__steps=3, train__batch=16), tmp_path / "run", registry=registry, console=False)
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     second = [row for row in rows if row.get("stage") == "diffusion" and "loss" in row]
     assert ["losses/alignment" in row for row in second] == [True, True, False]
