@@ -102,7 +102,7 @@ class Alignment(_Aligned):
 class SelfAlignment(_Aligned):
     """A layer's features predict those of a later layer of the averaged model, which sees the image with less noise.
 
-    No other network is needed (Jiang et al. 2025, SRA, arXiv 2505.02831). The averaged denoiser reads the same noise at an earlier
+    No other network is needed (Jiang et al. 2025, arXiv 2505.02831). The averaged denoiser reads the same noise at an earlier
     timestep and the same conditions, in eval mode and without gradient: one more forward pass a step.
 
     Args:
@@ -134,9 +134,13 @@ class SelfAlignment(_Aligned):
         noisy = given.diffusion.noised(given.latents, given.noise, timesteps).to(given.noisy.dtype)
         # Under autocast copies of the weights are cached by the parameter, whose numbers change here and back.
         torch.clear_autocast_cache()
-        with torch.no_grad(), given.average(), _evaluating(given.denoiser):
-            with layer_features(given.denoiser, (self.toward,)) as features:
-                given.denoiser(noisy, timesteps, **given.conditioning.kwargs())
+        with (
+            torch.no_grad(),
+            given.average(),
+            _evaluating(given.denoiser),
+            layer_features(given.denoiser, (self.toward,)) as features,
+        ):
+            given.denoiser(noisy, timesteps, **given.conditioning.kwargs())
         torch.clear_autocast_cache()
         return as_map(features[self.toward], given.latents)
 
@@ -147,7 +151,7 @@ def as_map(features: Tensor, latents: Tensor) -> Tensor:
         return features
     height, width = latents.shape[-2:]
     side = math.isqrt(height * width // features.shape[1])  # of a patch
-    return features.transpose(1, 2).unflatten(2, (height // side, width // side))
+    return features.transpose(1, 2).reshape(len(features), -1, height // side, width // side)
 
 
 @contextmanager

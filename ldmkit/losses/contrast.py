@@ -1,6 +1,6 @@
 """A prediction is pushed away from the prediction for another row's condition.
 
-Stoica et al. 2025, "Contrastive Flow Matching" (arXiv 2506.05350), subtract the distance to another sample's target from the loss.
+Stoica et al. 2025, "Contrastive Flow Matching" (arXiv 2506.05350), subtract the distance to another sample's target.
 Here the distance is to what the network itself predicts of the same noisy latents under another row's condition, one slot at a
 time, as MAISI-v2 (arXiv 2508.05772) does in a region: what the noisy latents and the other slots say already cancels in it.
 """
@@ -22,7 +22,7 @@ class Contrast(DiffusionTerm):
         slots: slot -> lambda, how much it counts beside the stage's loss; together below 1. The paper's is 0.05.
 
     For the squared distance and lambda = weight x the slot's number, the loss ``|o - u|^2 - lambda |o - o'|^2`` of a prediction o
-    with target u is least where ``o = m + (E[u|c] - m) / (1 - lambda)``, m the mean over conditions c: the effect of the condition
+    with target u is least where ``o = m + (E[u|c] - m) / (1 - lambda)``, m the mean over conditions c: the effect of a condition
     grows by 1 / (1 - lambda), and one that says nothing stays at none. Costs one more forward pass a slot, without gradient.
 
     Raises RecipeError for no slot, a number that is not above 0, or a sum that is not below 1, where the loss has no least value.

@@ -105,7 +105,7 @@ class ExtraLosses(nn.Module):
 
 @contextmanager
 def layer_features(denoiser: Denoiser, layers: Iterable[str]) -> Iterator[Parts]:
-    """Inside, a forward pass of the denoiser leaves the outputs of `layers` by their names. Raises UsageError for one not there."""
+    """Inside, a forward pass of the denoiser leaves the outputs of `layers` by their names. Raises UsageError."""
     found: Parts = {}
     hooks = [denoiser.layer(name).register_forward_hook(partial(_kept, found, name)) for name in sorted(set(layers))]
     try:

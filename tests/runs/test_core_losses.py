@@ -1,4 +1,4 @@
-"""The core's extra losses in a run: they resume with the same bits, and what they ask for is checked before anything is trained."""
+"""The core's extra losses in a run: the same bits on resuming, and what they ask for is there before anything is trained."""
 
 from __future__ import annotations
 
@@ -32,10 +32,13 @@ def test_they_resume_with_the_same_bits(tmp_path: Path, recipe: Callable[..., Re
 
 
 @pytest.mark.slow
-def test_they_are_logged_and_stop_when_told(
-    tmp_path: Path, recipe: Callable[..., Recipe], registry: Registry
-) -> None:
-    run = ldmkit.run(recipe(losses=ALL, evaluate=[], train__steps=3, train__batch=16), tmp_path / "run", registry=registry, console=False)
+def test_they_are_logged_and_stop_when_told(tmp_path: Path, recipe: Callable[..., Recipe], registry: Registry) -> None:
+    run = ldmkit.run(
+        recipe(losses=ALL, evaluate=[], train__steps=3, train__batch=16),
+        tmp_path / "run",
+        registry=registry,
+        console=False,
+    )
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     second = [row for row in rows if row.get("stage") == "diffusion" and "loss" in row]
     assert ["losses/alignment" in row for row in second] == [True, True, False]
@@ -48,13 +51,18 @@ def test_they_are_logged_and_stop_when_told(
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ({"contrast": {"slots": {"plaice": 0.1}}}, "asks about the slot 'plaice'; did you mean 'place'?; the recipe has place"),
+        (
+            {"contrast": {"slots": {"plaice": 0.1}}},
+            "asks about the slot 'plaice'; did you mean 'place'?; the recipe has place",
+        ),
         ({"alignment": {"layer": "midle_block"}}, "no layer 'midle_block'; did you mean 'middle_block'?"),
         ({"self_alignment": {"layer": "middle_block"}}, "reads the average of the weights; set train.ema"),
     ],
 )
 def test_what_a_loss_asks_for_is_there_or_nothing_is_trained(tmp_path, recipe, registry, losses, said):
     with pytest.raises(LdmkitError) as caught:
-        ldmkit.run(recipe(losses=losses, evaluate=[], train__ema=None), tmp_path / "run", registry=registry, console=False)
+        ldmkit.run(
+            recipe(losses=losses, evaluate=[], train__ema=None), tmp_path / "run", registry=registry, console=False
+        )
     assert said in str(caught.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -64,7 +64,7 @@ def build(
     stop: Stop | None = None,
     ranks: Ranks | None = None,
 ) -> TargetCache | None:
-    """Computes the target of every item for every term that has one, or reads what an earlier process computed. None: no term has.
+    """Computes the targets of every item, or reads what an earlier process computed. None: no term has any.
 
     Args:
         folder: shards go to ``folder/KEY/shard-00000`` and on; a build that was stopped goes on where it was.
@@ -89,8 +89,8 @@ def build(
         size = made([0])[NAME].nbytes * len(data)
         if most is not None and size > most:
             console.note(
-                f"losses.{name}: its target is computed in every step; it would take {size / 2**30:.1f} GiB: give runtime.cache a "
-                "path to keep it there"
+                f"losses.{name}: its target is computed in every step; it would take {size / 2**30:.1f} GiB: give runtime.cache "
+                "a path to keep it there"
             )
             continue
         found[name] = shard_store.build(

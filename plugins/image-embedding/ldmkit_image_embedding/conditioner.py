@@ -6,6 +6,7 @@ image stands for it; the encoder is never trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -108,4 +109,4 @@ class ImageEmbeddingConditioner(Conditioner):
 
 
 def _scaled(embedding: Tensor) -> Tensor:
-    return F.normalize(embedding.float(), dim=-1) * embedding.shape[-1] ** 0.5
+    return F.normalize(embedding.float(), dim=-1) * math.sqrt(embedding.shape[-1])

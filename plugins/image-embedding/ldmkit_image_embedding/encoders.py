@@ -74,10 +74,11 @@ class Timm(Encoder):
         super().__init__()
         self.name = name
         try:
-            self.network: Any = timm.create_model(name, pretrained=False, num_classes=0)
+            network: Any = timm.create_model(name, pretrained=False, num_classes=0)
         except RuntimeError as error:
             raise _unknown(name) from error
-        trained = self.network.pretrained_cfg
+        self.network = network
+        trained: dict[str, Any] = network.pretrained_cfg
         self.side = side or trained["input_size"][-1]
         if trained.get("fixed_input_size") and self.side != trained["input_size"][-1]:
             raise RecipeError(f"side is {side}; {name} sees images of {trained['input_size'][-1]} pixels a side only")
@@ -92,15 +93,17 @@ class Timm(Encoder):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(b, vector) and (b, length, tokens); prefix tokens such as a class token are left out of the latter."""
-        features = self.network.forward_features((images * 0.5 + 0.5 - self.mean) / self.std)
-        return self.network.forward_head(features, pre_logits=True), _cells(self.network, features)
+        network: Any = self.network
+        features = network.forward_features((images * 0.5 + 0.5 - self.mean) / self.std)
+        return network.forward_head(features, pre_logits=True), _cells(network, features)
 
     def load_pretrained(self, weights: str | None) -> None:
         """From a file, else those that timm knows for the name, downloaded once. Raises OfflineError where there are none."""
         if weights is not None:
             _load(self.network, weights)
             return
-        source = self.network.pretrained_cfg.get("hf_hub_id") or self.name
+        network: Any = self.network
+        source = network.pretrained_cfg.get("hf_hub_id") or self.name
         try:
             with cache_unless_reached(source):
                 found = timm.create_model(self.name, pretrained=True, num_classes=0)

@@ -107,7 +107,9 @@ def test_what_is_no_image_is_told(value, said):
 
 
 def test_what_the_encoder_cannot_be_is_told(tmp_path, monkeypatch):
-    with pytest.raises(RecipeError, match="no encoder is called 'efficientnet-lite'.*did you mean 'efficientnet-lite0'"):
+    with pytest.raises(
+        RecipeError, match=r"no encoder is called 'efficientnet-lite'.*did you mean 'efficientnet-lite0'"
+    ):
         ImageEmbeddingConditioner(encoder="efficientnet-lite")
     with pytest.raises(RecipeError, match="side is 16; efficientnet-lite0 needs images of 32 pixels or more"):
         ImageEmbeddingConditioner(side=16)
