@@ -35,6 +35,7 @@ LOSSES = {
     "contrast": "contrast:Contrast",
     "alignment": "alignment:Alignment",
     "self-alignment": "alignment:SelfAlignment",
+    "perceptual": "perceptual:PerceptualTerm",
 }
 OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "adamw-8bit": "adamw_8bit"}
 SCHEDULES = {
