@@ -25,6 +25,7 @@ MODULES = {
     "ldmkit.guidance": "Guidance by wrapping: a guided denoiser is a denoiser.",
     "ldmkit.samplers": "From noise to latents. Every sampler has the same contract.",
     "ldmkit.latent_diffusion": "The model: it samples, computes losses, saves and loads.",
+    "ldmkit.image_features": "Frozen features of images by weights that come inside a package; nothing is downloaded.",
     "ldmkit.data": "Samples, views, batches, and the base class of data sources.",
     "ldmkit.evaluation": "Metrics and the report.",
     "ldmkit.interop": "The original's checkpoints and diffusers' folders.",

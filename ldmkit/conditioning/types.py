@@ -121,6 +121,7 @@ class Batch:
     `prepared[slot]` holds the collated tensors of all rows (a row without the field carries another row's values and is False in
     `present[slot]`), or None where no row has it. `latents` holds a cached posterior: ``mean`` and, for KL, ``logvar``.
     `answers[slot]` holds what a frozen conditioner returned before for each row that has the condition.
+    `targets[name]` holds (b, ...), what an extra term of the loss compares with, computed before.
     """
 
     images: Tensor  # (b, c, h, w) in [-1, 1]
@@ -129,6 +130,7 @@ class Batch:
     positions: Tensor  # (b,) int64: the key of every random draw
     latents: Mapping[str, Tensor] | None = None
     answers: Mapping[str, Conditioning] = field(default_factory=dict)
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.positions.shape[0]
@@ -142,6 +144,7 @@ class Batch:
             prepared={slot: _move(tensors, device) for slot, tensors in self.prepared.items()},
             latents=None if self.latents is None else {name: value.to(device) for name, value in self.latents.items()},
             answers={slot: answer.map(lambda value: value.to(device)) for slot, answer in self.answers.items()},
+            targets={name: value.to(device) for name, value in self.targets.items()},
         )
 
     def select(self, rows: Sequence[int] | Tensor) -> Batch:
@@ -161,6 +164,7 @@ class Batch:
             positions=pick(self.positions),
             latents=None if self.latents is None else {name: pick(value) for name, value in self.latents.items()},
             answers={slot: answer.map(pick) for slot, answer in self.answers.items()},
+            targets={name: pick(value) for name, value in self.targets.items()},
         )
 
 

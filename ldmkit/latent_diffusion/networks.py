@@ -216,9 +216,8 @@ class Networks(nn.Module):
         noise, t = draws.noise, draws.timesteps
         noisy = self.diffusion.noised(latents, noise, t, perturbation=draws.perturbation if self.training else None)
         canvas = self.canvas((latents.shape[2] * self.autoencoder.factor, latents.shape[3] * self.autoencoder.factor))
-        conditioning = self.conditioners(
-            batch.prepared, batch.present, canvas, len(batch), dropped=draws.dropped, known=batch.answers
-        )
+        condition = partial(self._conditioning, canvas, draws.dropped)
+        conditioning = condition(batch)
         present = {f"present/{slot}": value.float().mean() for slot, value in batch.present.items()}
         if not extra:
             output = self.predict(noisy, t, conditioning)
@@ -243,9 +242,18 @@ class Networks(nn.Module):
                 conditioning=conditioning,
                 output=output,
                 features=features,
+                condition=condition,
+                conditioned=_conditioned(batch, draws),
+                average=extra.average,
             )
         )
         return losses + added, {**present, "diffusion": losses.detach().mean(), **parts}
+
+    def _conditioning(self, canvas: Canvas, dropped: Mapping[str, Tensor], batch: Batch) -> Conditioning:
+        found: Conditioning = self.conditioners(
+            batch.prepared, batch.present, canvas, len(batch), dropped=dropped, known=batch.answers
+        )
+        return found
 
     def branch(
         self,
@@ -276,6 +284,14 @@ class Networks(nn.Module):
         own = conditioning.map(lambda value: value.to(dtype) if value.is_floating_point() else value)
         output: Tensor = self.denoiser(noisy.to(dtype), timestep, **own.kwargs())
         return output.to(noisy.dtype)
+
+
+def _conditioned(batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    """Slot -> (b,) bool on the CPU: the rows that have the condition and keep it."""
+    return {
+        slot: present.cpu() & ~draws.dropped[slot].cpu() if slot in draws.dropped else present.cpu()
+        for slot, present in batch.present.items()
+    }
 
 
 def _encoded_as(autoencoder: Autoencoder, dtype: torch.dtype, images: Tensor) -> Tensor:

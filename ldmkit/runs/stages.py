@@ -156,13 +156,15 @@ class Stages:
         self.ranks.decide(lambda: self.bad_samples.found(train.source.problems))
         self.ranks.check(self.stop, "reading the data")
         self._probe(model, train)
+        # Made before the first stage: what a term asks for and is not there is said before anything is trained.
+        extra = extra_losses(self.recipe, self.registry, DiffusionTerm, model)
         self._first_stage(model, train, validation)
         cache = None if self.recipe.alone else self._caching.latents(model, train)
         self._calibrate(model, train, cache)
         if self.recipe.alone:
             self.ranks.decide(lambda: save_autoencoder_alone(model, folder))
         else:
-            self._diffusion(model, train, validation, cache)
+            self._diffusion(model, train, validation, cache, extra)
         if said := self.bad_samples.summary():
             self.console.note(f"note: {said}")
         self.directory.write_status("running", stage="evaluation")
@@ -179,10 +181,18 @@ class Stages:
         )
 
     def _diffusion(
-        self, model: LatentDiffusion, train: Dataset, validation: Dataset, cache: latents.LatentCache | None
+        self,
+        model: LatentDiffusion,
+        train: Dataset,
+        validation: Dataset,
+        cache: latents.LatentCache | None,
+        extra: ExtraLosses,
     ) -> None:
         """Stage two, and the model it ends with."""
-        found = [own for own in (cache, self._caching.answers(model, train)) if own is not None]
+        caching, model.extra = self._caching, extra
+        origins = {name: str(self.registry.losses.entry(part.type).origin) for name, part in self.recipe.losses.items()}
+        kept = (cache, caching.answers(model, train), caching.targets(extra, train, origins))
+        found = [own for own in kept if own is not None]
         state = self._second_stage(model, train, validation, Caches(found))
         self.ranks.decide(lambda: save_model(model, state, self.directory.path))
 
@@ -359,7 +369,6 @@ class Stages:
         checkpoints = self.checkpoints("diffusion", self.recipe.train.keep)
         self._say_resumed(checkpoints, "diffusion")
         self.directory.write_status("running", stage="diffusion", steps=self.recipe.train.steps)
-        model.extra = extra_losses(self.recipe, self.registry, DiffusionTerm, model)
         state = second.train_diffusion(
             model,
             train,

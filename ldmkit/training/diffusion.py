@@ -94,6 +94,7 @@ def train_diffusion(
     own = engine.model
     own.extra.seed = seed
     state = begin(own, settings, _own(groups, own), runtime, optimizer)
+    own.extra.average = None if state.ema is None else state.ema.applied
     if (newest := checkpoints.continued()) is not None:
         state.resume(newest)
     ranks.decide(lambda: posthoc.forget_after(snapshots, state.step))

@@ -40,6 +40,22 @@ def test_the_vector_is_what_the_classifier_reads(network):
     assert network(images).shape == (1, network.width)
 
 
+def test_tokens_are_the_cells_of_the_last_map(network):
+    images = photo("coffee")[..., :96, :64]
+    last = EfficientNetLite0(side=None).maps(images)[-1]
+    tokens = EfficientNetLite0(side=None).tokens(images)
+    assert tokens.shape == (1, 3 * 2, 320)
+    assert torch.equal(tokens[0, 3], last[0, :, 1, 1])
+
+
+def test_without_weights_it_has_the_shapes_and_takes_them_later(network):
+    empty = EfficientNetLite0(pretrained=False)
+    images = photo("coffee")[..., :64, :64]
+    assert not torch.equal(empty(images), network(images))
+    empty.load_pretrained()
+    assert torch.equal(empty(images), network(images))
+
+
 def test_maps_are_those_of_timm(network):
     import timm
 

@@ -1,4 +1,4 @@
-"""What stage two need not compute in every step: the autoencoder's posteriors, and what frozen conditioners answer."""
+"""What stage two need not compute in every step: posteriors, what frozen conditioners answer, what extra losses compare with."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from ldmkit.conditioning import Batch
 from ldmkit.data import Dataset, Order
 from ldmkit.latent_diffusion import LatentDiffusion
+from ldmkit.losses import ExtraLosses
 from ldmkit.recipe import Recipe
-from ldmkit.training.caching import conditionings, latents, shard_store
+from ldmkit.training.caching import conditionings, latents, shard_store, targets
 from ldmkit.training.logging.console import Console
 from ldmkit.training.parallel.ranks import Ranks
 from ldmkit.training.runtime import Runtime
@@ -88,11 +89,8 @@ class Caching:
 
     def answers(self, model: LatentDiffusion, data: Dataset) -> conditionings.AnswerCache | None:
         """What the slots answer in which nothing is trained; the autoencoder is scaled already."""
-        section, settings = self.recipe.runtime.cache, self.recipe.train
-        if section == "off" or not data.finite:
+        if not self._repeats(data):
             return None
-        if self.automatic and settings.steps * settings.batch <= len(data):
-            return None  # less than an epoch: each would be asked for once
         described, precision = self._described(data), self.runtime.precision
         return conditionings.build(
             model,
@@ -106,6 +104,37 @@ class Caching:
             stop=self.stop,
             ranks=self.ranks,
         )
+
+    def targets(self, extra: ExtraLosses, data: Dataset, origins: dict[str, str]) -> targets.TargetCache | None:
+        """What the extra terms compare with; `origins`: term -> the plugin it is from."""
+        if not self._repeats(data):
+            return None
+        described = {"data": self._described(data), "precision": self.runtime.precision}
+        keys = {
+            name: targets.fingerprint(
+                term, described | {"options": self.recipe.losses[name].options, "origin": origins.get(name, "")}
+            )
+            for name, term in targets.terms(extra).items()
+        }
+        return targets.build(
+            extra,
+            data,
+            folder=self._place("targets"),
+            keys=keys,
+            order=self._order(data),
+            most=shard_store.LARGEST if self.automatic else None,
+            runtime=self.runtime,
+            console=self.console,
+            stop=self.stop,
+            ranks=self.ranks,
+        )
+
+    def _repeats(self, data: Dataset) -> bool:
+        """Whether what is computed of an item may be kept, and is asked for more than once."""
+        section, settings = self.recipe.runtime.cache, self.recipe.train
+        if section == "off" or not data.finite:
+            return False
+        return not self.automatic or settings.steps * settings.batch > len(data)
 
     def _place(self, name: str) -> Path:
         where = self.recipe.runtime.cache
