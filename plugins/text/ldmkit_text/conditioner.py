@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.conditioning.widgets import Text
 from ldmkit.data import NO_FIELDS, Fields
 from ldmkit.errors import CheckpointError, DataError, LdmkitError, RecipeError, UsageError
 from ldmkit_text.pretrained import PretrainedEncoder, check_length, read_architecture
@@ -167,6 +168,10 @@ class TextConditioner(Conditioner):
         if self.vocabulary is None:
             return " ".join(map(str, ids))
         return as_written(ids, load_tokenizer(self.vocabulary))
+
+    def widget(self) -> Text:
+        """A text box of two lines."""
+        return Text(lines=2, placeholder="describe the image", help=f"up to {self.length} tokens")
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:
