@@ -1,9 +1,7 @@
-"""A model with random weights that is made in a second, its page, and a browser."""
+"""Models with random weights."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ import torch
 import ldmkit
 from ldmkit import plugins
 from ldmkit.recipe import Recipe
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",
@@ -35,7 +31,9 @@ RECIPE: dict[str, Any] = {
         "semantic_map": {"channels": 2},
         "class": {"port": "vector", "width": 8, "classes": ["sand", "slate", "wood", "snow"]},
     },
-    "dropout": {slots: 0.1 for slots in ("text", "semantic_map", "class", "text+class", "text+semantic_map", "semantic_map+class")}
+    "dropout": dict.fromkeys(
+        ("text", "semantic_map", "class", "text+class", "text+semantic_map", "semantic_map+class"), 0.1
+    )
     | {"text+semantic_map+class": 0.1},
     "denoiser": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [2]},
     "train": {"steps": 1, "batch": 4},
@@ -51,7 +49,9 @@ def made(folder: Path, seed: int = 0, **changes: Any) -> Path:
         recipe = ldmkit.fit(Recipe.parse({**RECIPE, **changes}, registry=registry), registry)
         model = ldmkit.build(recipe, registry)
         with torch.no_grad():
-            for parameter in model.denoiser.parameters():  # the last layers start at zero, and would make one image of all
+            for (
+                parameter
+            ) in model.denoiser.parameters():  # the last layers start at zero, and would make one image of all
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     return model.save(folder)
 
@@ -59,3 +59,16 @@ def made(folder: Path, seed: int = 0, **changes: Any) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the same slots, with other weights."""
+    return made(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enlarges four times."""
+    slots = {"conditioners": {"low_res": {"scale": 4, "dropout": 0.1}}, "dropout": {}, "sample": {"steps": 3}}
+    return made(tmp_path_factory.mktemp("models") / "small", **slots)
