@@ -98,7 +98,7 @@ class _Panel:
 
     def _input(self, one: Input) -> gr.Checkbox:
         """A condition and its tick; giving the condition sets the tick."""
-        with gr.Group(elem_classes="condition"):
+        with gr.Column(elem_classes="condition"):
             use = gr.Checkbox(self._at_first(one.slot), label=one.slot, elem_classes="use", elem_id=f"use-{one.slot}")
             for part in one.components:
                 if not part.is_rendered:
@@ -120,8 +120,9 @@ class _Panel:
     def _settings(self) -> list[gr.components.Component]:
         saved = {"sampler": "ddim", "steps": 50, "guidance": 1.0, **self.first.sampling}
         count = gr.Slider(1, MOST_IMAGES, value=4, step=1, label="images")
-        guidance, expression = self._guidance(saved["guidance"])
-        with gr.Accordion("Sampler and seed", open=False):
+        with gr.Accordion("Guidance", open=len(self.inputs) == 1, visible=bool(self.inputs)):
+            guidance, expression = self._guidance(saved["guidance"])
+        with gr.Accordion("Steps and seed", open=False):
             sampler = gr.Dropdown(sorted(self.first.samplers), value=saved["sampler"], label="sampler")
             steps = gr.Slider(1, 250, value=min(250, saved["steps"]), step=1, label="steps")
             with gr.Row(elem_classes="seed"):

@@ -64,7 +64,7 @@ class Result:
             return '<dl class="asked"><dt>no condition</dt><dd>anything the model likes</dd></dl>'
         rows = "".join(
             f"<dt>{escape(slot)}</dt><dd>"
-            + (_image(value, f"the condition {slot}") if isinstance(value, Image.Image) else f"<q>{escape(value)}</q>")
+            + (_image(value, f"the condition {slot}") if isinstance(value, Image.Image) else _text(value))
             + "</dd>"
             for slot, value in asked.items()
         )
@@ -99,6 +99,10 @@ class Result:
 def waiting(name: str, about: str) -> str:
     """A model that was not asked for anything yet."""
     return _wrapped([f"<h2>{escape(name)}</h2>", f'<p class="said">{escape(about)}</p>'], "waiting")
+
+
+def _text(value: str) -> str:
+    return f"<q>{escape(value)}</q>" if value.strip() else "<i>empty</i>"
 
 
 def _wrapped(parts: Sequence[str], state: str) -> str:

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Literal
+import threading
+import time
+import webbrowser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
 from ldmkit import UsageError, load, plugins
+from ldmkit_demo.guard import HOST, App, Guard
 
-HOST = "127.0.0.1"
+if TYPE_CHECKING:
+    import gradio as gr
+    import uvicorn
+
+    from ldmkit_demo.page import Shown
+
 FIRST_PORT, PORTS = 7860, 100
-MOST_BODY = 24 * 2**20  # bytes of one request: an image and its mask of the largest size that is taken
-# All that the page asks for. No route that reads a file, fetches an address or takes an upload is among them.
-ALLOWED = re.compile(
-    r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/[\w./-]+"
-    r"|/gradio_api/(info/?|app_id/?|theme\.css|startup-events|heartbeat/\w+|queue/(join|data)|cancel|reset/?)"
-)
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
-    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
-)
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def serve(
@@ -52,139 +43,110 @@ def serve(
     for run in dict.fromkeys(runs):
         model = load(run, weights, registry=registry, note=lambda text: click.echo(f"note: {text}", err=True))
         models.append(Shown(run, model.to(_device(device)), weights, tuple(files)))
-    app = launch(models, port, browser=browser, share=share)
+    if share:
+        served: Any = share_publicly(models, port, browser=browser)
+    else:
+        served = launch(models, port)
+        if browser:
+            webbrowser.open(f"http://{HOST}:{port}")
     click.echo(f"{', '.join(shown.run for shown in models)} on http://{HOST}:{port}   (Ctrl-C ends it)")
-    app.block_thread()
+    served.block_thread()
 
 
-def launch(models: Sequence[Any], port: int, *, browser: bool = False, share: bool = False) -> Any:
-    """The page of these models, served in a thread: gradio's `Blocks`, whose `close` ends it."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+class Served:
+    """A page that is being served, in a thread."""
+
+    def __init__(self, server: uvicorn.Server) -> None:
+        self.server = server
+        self.thread = threading.Thread(target=server.run, name="page", daemon=True)
+        self.thread.start()
+        while not server.started:
+            if not self.thread.is_alive():
+                raise UsageError(
+                    f"{HOST}:{server.config.port} cannot be listened on", hint="choose another: --port NUMBER"
+                )
+            time.sleep(0.01)
+
+    def block_thread(self) -> None:
+        """Returns when it ends; an interrupt ends it."""
+        try:
+            while self.thread.is_alive():
+                self.thread.join(0.5)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends it, whoever is connected."""
+        self.server.should_exit = self.server.force_exit = True
+        self.thread.join()
+
+
+def launch(models: Sequence[Shown], port: int) -> Served:
+    """The page of these models on this machine."""
     import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
+
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        _page(models),
+        path="/",
+        server_name=HOST,
+        server_port=port,
+        show_error=False,
+        pwa=False,
+        **_settings(),
+    )
+    guarded: Any = Guard(cast(App, app), port=port)
+    server = uvicorn.Server(uvicorn.Config(guarded, host=HOST, port=port, log_level="error", lifespan="on"))
+    return Served(server)
+
+
+def share_publicly(models: Sequence[Shown], port: int, *, browser: bool) -> Any:
+    """The same behind a public address, by gradio's own tunnel, which is fetched when it is first used."""
     from starlette.middleware import Middleware
 
-    from ldmkit_demo.page import FONTS, STYLE, build
-
-    page = build(models)
+    page = _page(models)
+    guard = Middleware(cast(Any, Guard), port=port, public=True)
     page.launch(
         server_name=HOST,
         server_port=port,
         inbrowser=browser,
-        share=share,
-        quiet=True,
+        share=True,
         prevent_thread_lock=True,
         show_error=False,
-        footer_links=[],
-        allowed_paths=[],
-        max_file_size=0,
-        ssr_mode=False,
-        enable_monitoring=False,
         pwa=False,
-        mcp_server=False,
-        run_history=False,
-        theme=gr.themes.Base(primary_hue="blue", neutral_hue="zinc", **FONTS),
-        css=STYLE,
-        app_kwargs={"middleware": [Middleware(Guard, port=port, public=share)], "docs_url": None, "redoc_url": None},
+        app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
+        **_settings(),
     )
     return page
 
 
-class Guard:
-    """In front of gradio: the host is this machine, the route one of those needed, the body bounded, no other page asks."""
+def _page(models: Sequence[Shown]) -> gr.Blocks:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from ldmkit_demo.page import build
 
-    def __init__(self, app: App, *, port: int, public: bool = False) -> None:
-        self.app, self.public = app, public
-        self.hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await (self.app(scope, receive, send) if scope["type"] == "lifespan" else _closed(receive, send))
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            await _drained(receive)
-            await _answer(send, *refusal)
-            return
-        body = await _body(receive)
-        if body is None:
-            await _answer(send, 413, f"a request has at most {MOST_BODY >> 20} MB")
-            return
-        await self.app(scope, _once(body, receive), _with_policy(send))
-
-    def _refusal(self, scope: Scope, headers: MutableMapping[str, str]) -> tuple[int, str] | None:
-        if not self.public and headers.get("host", "") not in self.hosts:
-            return 421, "this page is of 127.0.0.1 alone"
-        origin = headers.get("origin")
-        if not self.public and origin is not None and origin.partition("://")[2] not in self.hosts:
-            return 403, "another page may not ask"
-        if scope["method"] not in ("GET", "HEAD", "POST") or not ALLOWED.fullmatch(scope["path"]):
-            return 404, "there is nothing here"
-        if ".." in scope["path"]:
-            return 404, "there is nothing here"
-        return None
+    return build(models)
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """All of it; None where it is too large: it is read to its end all the same, so that the answer reaches who sent it."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return b"".join(parts)
-        size += len(message.get("body", b""))
-        if size <= MOST_BODY:
-            parts.append(message.get("body", b""))
-        else:
-            parts.clear()
-        if not message.get("more_body"):
-            return b"".join(parts) if size <= MOST_BODY else None
+def _settings() -> dict[str, Any]:
+    """What keeps gradio to itself, and how it looks."""
+    import gradio as gr
 
+    from ldmkit_demo.page import FONTS, STYLE
 
-async def _drained(receive: Receive) -> None:
-    await _body(receive)
-
-
-def _once(body: bytes, receive: Receive) -> Receive:
-    """The body that was read, then what comes after it: that the client has gone."""
-    sent = False
-
-    async def again() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-def _with_policy(send: Send) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            own = [
-                (b"content-security-policy", POLICY.encode()),
-                (b"referrer-policy", b"no-referrer"),
-                (b"x-content-type-options", b"nosniff"),
-            ]
-            message = {**message, "headers": [*message.get("headers", []), *own]}
-        await send(message)
-
-    return sending
-
-
-async def _answer(send: Send, status: int, text: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})
-
-
-async def _closed(receive: Receive, send: Send) -> None:
-    """No socket is served: the page needs none."""
-    await receive()
-    await send({"type": "websocket.close", "code": 1008})
+    return {
+        "footer_links": [],
+        "allowed_paths": [],
+        "max_file_size": 0,
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "mcp_server": False,
+        "run_history": False,
+        "theme": gr.themes.Default(primary_hue="blue", neutral_hue="zinc", **FONTS),
+        "css": STYLE,
+    }
 
 
 def _port(asked: int | None) -> int:

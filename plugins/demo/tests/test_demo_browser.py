@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ldmkit_demo.server import HOST, _port, launch
+from ldmkit_demo.guard import HOST
+from ldmkit_demo.server import _port, launch
 from PIL import Image
 
 import ldmkit
@@ -46,7 +47,7 @@ def port(runs: list[Path]) -> Iterator[int]:
     port = _port(None)
     served = launch([Shown(str(run), ldmkit.load(run)) for run in runs], port)
     yield port
-    served.close(verbose=False)
+    served.close()
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def page(browser: Any, port: int) -> Iterator[Any]:
     opened.on("console", lambda message: opened.said.append(message.text) if message.type == "error" else None)
     opened.on("pageerror", lambda error: opened.said.append(str(error)))
     opened.goto(f"http://{HOST}:{port}/")
-    opened.get_by_role("button", name="Sample").first.wait_for()
+    opened.get_by_role("button", name="Sample", exact=True).first.wait_for()
     yield opened
     own = (f"http://{HOST}:{port}/", "data:", f"blob:http://{HOST}:{port}/")
     assert [url for url in opened.asked if not url.startswith(own)] == []
@@ -70,7 +71,7 @@ def page(browser: Any, port: int) -> Iterator[Any]:
 
 def sampled(page: Any) -> Any:
     """Presses Sample and waits for every model of the tab."""
-    page.get_by_role("button", name="Sample").locator("visible=true").click()
+    page.get_by_role("button", name="Sample", exact=True).locator("visible=true").click()
     panel = page.locator(".panel").locator("visible=true")
     panel.locator(".result.waiting").first.wait_for(state="detached")
     panel.locator(".result.under-way").first.wait_for(state="detached")
@@ -145,7 +146,7 @@ def test_a_painted_map_is_followed_beside_it_and_saved_for_the_command(page, tmp
 
 
 def test_bad_input_shows_its_message_and_no_traceback(page):
-    page.get_by_role("button", name="Sampler and seed").locator("visible=true").click()
+    page.get_by_role("button", name="Guidance").locator("visible=true").click()
     page.get_by_label("guidance as an expression").locator("visible=true").fill("text + nothing")
     result = sampled(page).locator(".result").first
     said = result.get_by_role("alert").inner_text()
@@ -178,7 +179,7 @@ def test_nothing_sticks_out_on_a_phone_or_a_desk(browser, port, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page.set_default_timeout(PATIENCE)
     page.goto(f"http://{HOST}:{port}/")
-    page.get_by_role("button", name="Sample").first.wait_for()
+    page.get_by_role("button", name="Sample", exact=True).first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     sampled(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

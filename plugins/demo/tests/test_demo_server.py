@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from ldmkit_demo.command import command
-from ldmkit_demo.server import HOST, MOST_BODY, _port, launch
+from ldmkit_demo.guard import HOST, MOST_BODY
+from ldmkit_demo.server import _port, launch
 
 import ldmkit
 from ldmkit import UsageError
@@ -26,7 +27,7 @@ def port(tiny: Path) -> Iterator[int]:
     port = _port(None)
     page = launch([Shown(str(tiny), ldmkit.load(tiny))], port)
     yield port
-    page.close(verbose=False)
+    page.close()
 
 
 def ask(port: int, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
