@@ -10,7 +10,7 @@ HOST = "127.0.0.1"
 MOST_BODY = 24 * 2**20  # bytes of one request: an image and its mask of the largest size that is taken
 # All that the page asks for. No route that reads a file, fetches an address or takes an upload is among them.
 ALLOWED = re.compile(
-    r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/[\w./-]+"
+    r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static)/[\w./-]+"
     r"|/gradio_api/(info/?|app_id/?|theme\.css|startup-events|heartbeat/\w+|queue/(join|data)|cancel|reset/?)"
 )
 POLICY = (

@@ -58,7 +58,7 @@ def build(models: Sequence[Shown]) -> gr.Blocks:
         else:
             with gr.Tabs():
                 for group in groups:
-                    with gr.Tab(", ".join(model.run for model in group)):
+                    with gr.Tab(", ".join(Path(model.run).name for model in group)):
                         _Panel(group).draw()
     return page.queue(default_concurrency_limit=1)
 

@@ -164,6 +164,14 @@ def _port(asked: int | None) -> int:
 
 
 def _device(name: str) -> Any:
-    from ldmkit.training.runtime import resolve
+    import torch
 
-    return resolve(device=name).device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # the second is what torch says of a device that it is built without
+        raise UsageError(f"there is no device {name!r} here", hint="auto, cpu, cuda, cuda:1, mps ...") from error

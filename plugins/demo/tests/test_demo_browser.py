@@ -158,7 +158,7 @@ def test_bad_input_shows_its_message_and_no_traceback(page):
 
 
 def test_another_model_has_its_own_tab_with_an_image_to_drop(page, runs, tmp_path):
-    page.get_by_role("tab", name=str(runs[2])).click()
+    page.get_by_role("tab", name=runs[2].name).click()
     slide(page, "images", 1)
     result = sampled(page).locator(".result").first
     assert "nothing was given" in result.get_by_role("alert").inner_text()

@@ -110,9 +110,9 @@ def test_a_path_in_the_place_of_a_value_is_not_read(port, tmp_path):
     for path in (str(secret), "/etc/passwd"):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         event = {"fn_index": sample["id"], "session_hash": "here", "data": [file] * len(sample["inputs"])}
-        assert ask(port, "/gradio_api/queue/join", "POST", json.dumps(event).encode())[0] in (200, 400, 403, 422)
-        status, said = ask(port, "/gradio_api/queue/data?session_hash=here")
-        assert status == 200
+        status, said = ask(port, "/gradio_api/queue/join", "POST", json.dumps(event).encode())
+        if status == 200:
+            said = ask(port, "/gradio_api/queue/data?session_hash=here")[1]
         assert b"the secret" not in said
         assert b"root:" not in said
         assert b"Traceback" not in said
