@@ -78,7 +78,7 @@ class _Panel:
                 settings = self._settings()
                 with gr.Row(elem_classes="buttons"):
                     go = gr.Button("Sample", variant="primary", elem_classes="go")
-                    stop = gr.Button("Stop", elem_classes="stop", min_width=80)
+                    stop = gr.Button("Stop", elem_classes="halt", min_width=80)
             with gr.Column(scale=3, min_width=300), gr.Row(elem_classes="results"):
                 results = []
                 for shown in self.models:

@@ -80,7 +80,12 @@ def sampled(page: Any) -> Any:
 
 def pixels(image: Any) -> np.ndarray[Any, Any]:
     data = image.get_attribute("src").partition("base64,")[2]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    return read(io.BytesIO(base64.b64decode(data)))
+
+
+def read(file: Any) -> np.ndarray[Any, Any]:
+    with Image.open(file) as image:
+        return np.asarray(image)
 
 
 def slide(page: Any, label: str, value: float) -> None:
@@ -108,7 +113,7 @@ def test_a_caption_becomes_an_image_of_each_model_and_the_command_makes_the_same
             cli.main([*words[1:], "--out", f"out-{number}"])
         assert not stop.value.code
         for seed, image in enumerate(seen[-1]):
-            assert np.array_equal(image, np.asarray(Image.open(f"out-{number}/seed-{seed:05d}.png")))
+            assert np.array_equal(image, read(f"out-{number}/seed-{seed:05d}.png"))
     assert not np.array_equal(seen[0][0], seen[1][0])
 
 
@@ -142,7 +147,7 @@ def test_a_painted_map_is_followed_beside_it_and_saved_for_the_command(page, tmp
     with pytest.raises(SystemExit) as stop:
         cli.main([*words[1:], "--out", "out"])
     assert not stop.value.code
-    assert np.array_equal(pixels(result.locator(".images img")), np.asarray(Image.open("out/seed-00000.png")))
+    assert np.array_equal(pixels(result.locator(".images img")), read("out/seed-00000.png"))
 
 
 def test_bad_input_shows_its_message_and_no_traceback(page):

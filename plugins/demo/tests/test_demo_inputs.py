@@ -40,6 +40,11 @@ def bytes_of(*numbers):
     return json.dumps({"ids": base64.b64encode(bytes(numbers)).decode()})
 
 
+def opened(path):
+    with Image.open(path) as image:
+        return image.copy()
+
+
 def png(size=(4, 2), mode="RGB"):
     file = io.BytesIO()
     Image.new(mode, size, 128 if mode == "L" else (1, 2, 3)).save(file, "PNG")
@@ -68,7 +73,7 @@ def test_each_widget_gives_the_text_of_the_command_line(widget, values, text, tm
 
 def test_a_painted_map_is_an_indexed_png_with_the_datas_own_numbers_and_colours(tmp_path):
     found = given(MAP, [bytes_of(0, 1, 255, 1, 1, 0)], tmp_path)
-    image = Image.open(found.value)
+    image = opened(found.value)
     assert (image.mode, found.shown, found.value) == ("P", "slot.png", str(tmp_path / "slot.png"))
     assert np.asarray(image).tolist() == [[3, 9, 255], [9, 9, 3]]
     assert image.convert("RGB").getpixel((0, 0)) == (10, 20, 30)
@@ -77,15 +82,15 @@ def test_a_painted_map_is_an_indexed_png_with_the_datas_own_numbers_and_colours(
 
 def test_a_mask_is_white_where_it_was_painted(tmp_path):
     found = given(Mask(), [bytes_of(0, 255, 0, 0, 0, 255)], tmp_path)
-    assert np.asarray(Image.open(found.value)).tolist() == [[0, 255, 0], [0, 0, 255]]
+    assert np.asarray(opened(found.value)).tolist() == [[0, 255, 0], [0, 0, 255]]
 
 
 def test_an_image_and_its_mask_are_two_files_in_one_text(tmp_path):
     found = given(ImageAndMask(), [json.dumps({"image": png(), "mask": png(mode="L")})], tmp_path)
     assert found.shown == "slot.png,slot-mask.png"
     assert found.value == f"{tmp_path}/slot.png,{tmp_path}/slot-mask.png"
-    assert Image.open(tmp_path / "slot.png").getpixel((0, 0)) == (1, 2, 3)
-    assert Image.open(tmp_path / "slot-mask.png").mode == "L"
+    assert opened(tmp_path / "slot.png").getpixel((0, 0)) == (1, 2, 3)
+    assert opened(tmp_path / "slot-mask.png").mode == "L"
 
 
 def test_a_file_keeps_its_ending_and_no_more_of_its_name(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ldmkit_demo.results import Result, waiting
 from ldmkit_demo.sampling import Frame, Request, frames
+from PIL import Image
 
 import ldmkit
 from ldmkit import cli
@@ -46,10 +47,9 @@ def test_the_command_makes_the_same_images(tiny, model, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stop:
         cli.main([*words[1:], "--out", "made"])
     assert not stop.value.code, capsys.readouterr().err
-    from PIL import Image
-
     for seed, image in zip((5, 6), frame.images, strict=True):
-        assert np.array_equal(np.asarray(image), np.asarray(Image.open(f"made/seed-{seed:05d}.png")))
+        with Image.open(f"made/seed-{seed:05d}.png") as own:
+            assert np.array_equal(np.asarray(image), np.asarray(own))
     assert not np.array_equal(np.asarray(frame.images[0]), np.asarray(frame.images[1]))
 
 
