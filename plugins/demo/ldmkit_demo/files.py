@@ -19,7 +19,7 @@ from ldmkit.conditioning.widgets import Boxes, File, ImageAndMask, ImageDrop, La
 MOST_SIDE = 1024  # pixels of an image that is dropped
 MOST_BYTES = 8 * 2**20  # of a file that is dropped
 PNG = "data:image/png;base64,"
-_LIKE_A_PATH = re.compile(r"[/\\]|^\s*~|\.\w{1,12}\s*$")
+_LIKE_A_PATH = re.compile(r"[/\\]|^\s*~|\.[A-Za-z]\w{0,11}\s*$")
 
 
 def write(widget: Widget, text: str, slot: str, size: tuple[int, int], folder: Path) -> list[Path] | str:

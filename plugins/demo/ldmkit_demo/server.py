@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -46,7 +47,7 @@ def serve(
     if share:
         served: Any = share_publicly(models, port, browser=browser)
     else:
-        served = launch(models, port)
+        served = Served(models, port)
         if browser:
             webbrowser.open(f"http://{HOST}:{port}")
     click.echo(f"{', '.join(shown.run for shown in models)} on http://{HOST}:{port}   (Ctrl-C ends it)")
@@ -54,18 +55,48 @@ def serve(
 
 
 class Served:
-    """A page that is being served, in a thread."""
+    """The page of these models on this machine, served in a thread from now on."""
 
-    def __init__(self, server: uvicorn.Server) -> None:
-        self.server = server
-        self.thread = threading.Thread(target=server.run, name="page", daemon=True)
+    def __init__(self, models: Sequence[Shown], port: int) -> None:
+        self.models, self.port = models, port
+        self.server: uvicorn.Server | None = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name="page", daemon=True)
         self.thread.start()
-        while not server.started:
+        while self.server is None or not self.server.started:
             if not self.thread.is_alive():
-                raise UsageError(
-                    f"{HOST}:{server.config.port} cannot be listened on", hint="choose another: --port NUMBER"
+                raise self.error or UsageError(
+                    f"{HOST}:{port} cannot be listened on", hint="choose another: --port NUMBER"
                 )
             time.sleep(0.01)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self.error = error
+
+    async def _serve(self) -> None:
+        """Made inside the loop that serves it: outside of one, gradio opens loops that nobody closes."""
+        import gradio as gr
+        import uvicorn
+        from fastapi import FastAPI
+
+        app = gr.mount_gradio_app(
+            FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            _page(self.models),
+            path="/",
+            server_name=HOST,
+            server_port=self.port,
+            show_error=False,
+            pwa=False,
+            **_settings(),
+        )
+        guarded: Any = Guard(cast(App, app), port=self.port)
+        self.server = uvicorn.Server(
+            uvicorn.Config(guarded, host=HOST, port=self.port, log_level="error", lifespan="on")
+        )
+        await self.server.serve()
 
     def block_thread(self) -> None:
         """Returns when it ends; an interrupt ends it."""
@@ -77,29 +108,9 @@ class Served:
 
     def close(self) -> None:
         """Ends it, whoever is connected."""
-        self.server.should_exit = self.server.force_exit = True
+        if self.server is not None:
+            self.server.should_exit = self.server.force_exit = True
         self.thread.join()
-
-
-def launch(models: Sequence[Shown], port: int) -> Served:
-    """The page of these models on this machine."""
-    import gradio as gr
-    import uvicorn
-    from fastapi import FastAPI
-
-    app = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        _page(models),
-        path="/",
-        server_name=HOST,
-        server_port=port,
-        show_error=False,
-        pwa=False,
-        **_settings(),
-    )
-    guarded: Any = Guard(cast(App, app), port=port)
-    server = uvicorn.Server(uvicorn.Config(guarded, host=HOST, port=port, log_level="error", lifespan="on"))
-    return Served(server)
 
 
 def share_publicly(models: Sequence[Shown], port: int, *, browser: bool) -> Any:

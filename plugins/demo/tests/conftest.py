@@ -46,12 +46,12 @@ def made(folder: Path, seed: int = 0, **changes: Any) -> Path:
     registry = plugins.load()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        recipe = ldmkit.fit(Recipe.parse({**RECIPE, **changes}, registry=registry), registry)
+        described = {key: value for key, value in {**RECIPE, **changes}.items() if value is not None}
+        recipe = ldmkit.fit(Recipe.parse(described, registry=registry), registry)
         model = ldmkit.build(recipe, registry)
         with torch.no_grad():
-            for (
-                parameter
-            ) in model.denoiser.parameters():  # the last layers start at zero, and would make one image of all
+            # The last layers start at zero, and would make one image of all.
+            for parameter in model.denoiser.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     return model.save(folder)
 
@@ -70,5 +70,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enlarges four times."""
-    slots = {"conditioners": {"low_res": {"scale": 4, "dropout": 0.1}}, "dropout": {}, "sample": {"steps": 3}}
-    return made(tmp_path_factory.mktemp("models") / "small", **slots)
+    return made(
+        tmp_path_factory.mktemp("models") / "small",
+        conditioners={"low_res": {"scale": 4, "dropout": 0.1}},
+        dropout=None,
+        sample={"steps": 3},
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ldmkit_demo.guard import HOST
-from ldmkit_demo.server import _port, launch
+from ldmkit_demo.server import Served, _port
 from PIL import Image
 
 import ldmkit
@@ -45,7 +45,7 @@ def port(runs: list[Path]) -> Iterator[int]:
     from ldmkit_demo.page import Shown
 
     port = _port(None)
-    served = launch([Shown(str(run), ldmkit.load(run)) for run in runs], port)
+    served = Served([Shown(str(run), ldmkit.load(run)) for run in runs], port)
     yield port
     served.close()
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from ldmkit_demo.command import command
 from ldmkit_demo.guard import HOST, MOST_BODY
-from ldmkit_demo.server import _port, launch
+from ldmkit_demo.server import Served, _port
 
 import ldmkit
 from ldmkit import UsageError
@@ -25,7 +25,7 @@ def port(tiny: Path) -> Iterator[int]:
     from ldmkit_demo.page import Shown
 
     port = _port(None)
-    page = launch([Shown(str(tiny), ldmkit.load(tiny))], port)
+    page = Served([Shown(str(tiny), ldmkit.load(tiny))], port)
     yield port
     page.close()
 
@@ -54,9 +54,10 @@ def test_the_page_is_there_and_says_what_it_may_load(port):
     connection = http.client.HTTPConnection(HOST, port, timeout=60)
     connection.request("GET", "/")
     reply = connection.getresponse()
-    page = reply.read().decode()
+    page, policy = reply.read().decode(), reply.headers["Content-Security-Policy"]
+    connection.close()
     assert reply.status == 200
-    assert "default-src 'self'" in reply.headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
     assert "fonts.googleapis" not in page
     assert ask(port, "/theme.css")[0] == 200
     assert b"fonts.g" not in ask(port, "/theme.css")[1]
