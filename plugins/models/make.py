@@ -25,7 +25,8 @@ PACKAGES = ("ldmkit", "torch", "numpy", "scikit-learn", "pillow")
 @click.command()
 @click.argument("name")
 @click.option("--run", "run", metavar="DIR", help="A run of the recipe that has ended; default: train one.")
-def make(name: str, run: str | None) -> None:
+@click.option("--note", help="What else a reader should know of the run.")
+def make(name: str, run: str | None, note: str | None) -> None:
     """Write ldmkit_models/NAME."""
     recipe = HERE / "recipes" / f"{name}.yaml"
     target = HERE / "ldmkit_models" / name
@@ -38,6 +39,7 @@ def make(name: str, run: str | None) -> None:
             shutil.rmtree(target)
         model.save(target, storage="float16")
         facts = _facts(recipe, target, Results.load(folder / "evaluation.json"))
+        facts |= {"note": note} if note else {}
         (target / "made.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in target.iterdir())
     click.echo(f"{target}: {size / 1e6:.2f} MB")

@@ -114,7 +114,7 @@ def _image(text: Any, slot: str) -> Image.Image:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{slot}: the image cannot be read") from error
-    return image.convert("RGBA" if image.mode == "RGBA" and image.getextrema()[3] != (255, 255) else "RGB")
+    return image.convert("RGBA" if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255) else "RGB")
 
 
 def _box(box: Any, widget: Boxes, slot: str) -> list[float]:

@@ -18,7 +18,7 @@ from ldmkit_demo.sampling import MOST_IMAGES, Frame, Request, frames
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # A font that every system has: none is fetched.
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONT, MONOSPACE = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 MOST_GUIDANCE = 15.0
 
 
@@ -60,7 +60,9 @@ def build(models: Sequence[Shown]) -> gr.Blocks:
                 for group in groups:
                     with gr.Tab(", ".join(Path(model.run).name for model in group)):
                         _Panel(group).draw()
-    return page.queue(default_concurrency_limit=1)
+    page.queue(default_concurrency_limit=1)
+    queued: gr.Blocks = page
+    return queued
 
 
 class _Panel:
@@ -102,7 +104,7 @@ class _Panel:
             use = gr.Checkbox(self._at_first(one.slot), label=one.slot, elem_classes="use", elem_id=f"use-{one.slot}")
             for part in one.components:
                 if not part.is_rendered:
-                    part.render()
+                    part.render()  # type: ignore[no-untyped-call]
             if one.widget.help:
                 gr.HTML(f'<p class="help">{_escaped(one.widget.help)}</p>', padding=False)
         for part in one.components:

@@ -145,7 +145,7 @@ def _settings() -> dict[str, Any]:
     """What keeps gradio to itself, and how it looks."""
     import gradio as gr
 
-    from ldmkit_demo.page import FONTS, STYLE
+    from ldmkit_demo.page import FONT, MONOSPACE, STYLE
 
     return {
         "footer_links": [],
@@ -155,7 +155,7 @@ def _settings() -> dict[str, Any]:
         "enable_monitoring": False,
         "mcp_server": False,
         "run_history": False,
-        "theme": gr.themes.Default(primary_hue="blue", neutral_hue="zinc", **FONTS),
+        "theme": gr.themes.Default(primary_hue="blue", neutral_hue="zinc", font=FONT, font_mono=MONOSPACE),
         "css": STYLE,
     }
 

@@ -20,7 +20,11 @@ import ldmkit
 from ldmkit import cli
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium"),
+    # gradio counts its events by an option that pandas has deprecated.
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'"),
+]
 PATIENCE = 120_000  # milliseconds; far more than any of it needs on a busy machine
 
 
@@ -72,7 +76,8 @@ def page(browser: Any, port: int) -> Iterator[Any]:
 def sampled(page: Any) -> Any:
     """Presses Sample and waits for every model of the tab."""
     page.get_by_role("button", name="Sample", exact=True).locator("visible=true").click()
-    panel = page.locator(".panel").locator("visible=true")
+    panel = page.locator(".results").locator("visible=true")
+    panel.locator(".result.finished, .result.failed, .result.under-way").first.wait_for()
     panel.locator(".result.waiting").first.wait_for(state="detached")
     panel.locator(".result.under-way").first.wait_for(state="detached")
     return panel

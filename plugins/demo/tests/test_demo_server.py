@@ -19,6 +19,9 @@ from ldmkit_demo.server import Served, _port
 import ldmkit
 from ldmkit import UsageError
 
+# gradio counts its events by an option that pandas has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'")
+
 
 @pytest.fixture(scope="module")
 def port(tiny: Path) -> Iterator[int]:
