@@ -60,21 +60,21 @@ class Served:
     def __init__(self, models: Sequence[Shown], port: int) -> None:
         self.models, self.port = models, port
         self.server: uvicorn.Server | None = None
-        self.error: BaseException | None = None
+        self.errors: list[BaseException] = []
         self.thread = threading.Thread(target=self._run, name="page", daemon=True)
         self.thread.start()
         while self.server is None or not self.server.started:
             if not self.thread.is_alive():
-                raise self.error or UsageError(
-                    f"{HOST}:{port} cannot be listened on", hint="choose another: --port NUMBER"
-                )
+                if self.errors:
+                    raise self.errors[0]
+                raise UsageError(f"{HOST}:{port} cannot be listened on", hint="choose another: --port NUMBER")
             time.sleep(0.01)
 
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
         except BaseException as error:
-            self.error = error
+            self.errors.append(error)
 
     async def _serve(self) -> None:
         """Made inside the loop that serves it: outside of one, gradio opens loops that nobody closes."""
