@@ -63,12 +63,15 @@ class Served:
         self.errors: list[BaseException] = []
         self.thread = threading.Thread(target=self._run, name="page", daemon=True)
         self.thread.start()
-        while self.server is None or not self.server.started:
+        while not self._started():
             if not self.thread.is_alive():
                 if self.errors:
                     raise self.errors[0]
                 raise UsageError(f"{HOST}:{port} cannot be listened on", hint="choose another: --port NUMBER")
             time.sleep(0.01)
+
+    def _started(self) -> bool:
+        return self.server is not None and self.server.started
 
     def _run(self) -> None:
         try:
