@@ -29,7 +29,9 @@ def load(
     registry: Registry | None = None,
     reader: Callable[..., LatentDiffusion] | None = None,
 ) -> LatentDiffusion:
-    """A trained model in eval mode on the CPU: from a run's directory, a saved model's, or a hub repository ("owner/name").
+    """A trained model in eval mode on the CPU: from a run's directory, a saved model's, a name, or a hub repository.
+
+    A name is that of a model which a plugin ships ("digits"); a hub repository is "owner/name"; what is on disk goes before both.
 
     The slots in `without` need no plugin: they are null, as the saved model keeps it, and take no value. Such a model samples
     and is evaluated; saved again it is whole, with the weights of these slots as they were. `reader` is what the model reads
@@ -42,7 +44,7 @@ def load(
     """
     if weights not in ("ema", "raw"):
         raise CheckpointError(f"weights is {weights!r}; allowed are ema and raw")
-    folder = model_folder(path)
+    folder = model_folder(path, registry)
     config = read_config(folder)
     if "denoiser" not in config:
         raise CheckpointError(

@@ -32,10 +32,12 @@ def list_plugins(verbose: bool, files: tuple[str, ...], as_json: bool) -> None:
     registry = plugins.load(files=files)
     commands(registry, VERBS)  # those that fail are among the problems
     entries = [(catalog, entry) for catalog in registry.catalogs.values() for entry in catalog.entries()]
+    models = registry.models.entries()
     if as_json:
         echo_json(
             {
                 "registered": [_facts(catalog, entry) for catalog, entry in entries],
+                "models": [{"name": model.name, "folder": model.target, **vars(model.origin)} for model in models],
                 "plugins": [
                     {**vars(plugin.origin), "seconds": round(plugin.seconds, 4), "hooks": list(plugin.hooks)}
                     for plugin in registry.plugins
@@ -55,6 +57,9 @@ def list_plugins(verbose: bool, files: tuple[str, ...], as_json: bool) -> None:
         origin = entry.origin.file or entry.origin.distribution or str(entry.origin)
         target = [entry.target] if verbose else []
         rows.append([entry.name + twice, catalog.kind.noun, origin, entry.origin.version or "", *target])
+    for model in models:
+        origin = model.origin.file or model.origin.distribution or str(model.origin)
+        rows.append([model.name, "model", origin, model.origin.version or "", *([model.target] if verbose else [])])
     echo_table(header, rows)
     if verbose:
         click.echo()

@@ -110,7 +110,8 @@ def command(
     files: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Make pictures with a trained model. RUN is a run's directory, a saved model, or a hub repository.
+    """Make pictures with a trained model. RUN is a run's directory, a saved model, the name of one that a plugin ships, or a
+    hub repository.
 
     What is left out is as the model was trained and saved: its sampler, its steps, its guidance, its size. A run that has not
     come to its end gives its newest checkpoint.

@@ -1,5 +1,6 @@
 """The seam: a conditioning modality is a plugin that implements `Conditioner`; `ConditionerSet` does what is the same for all."""
 
+from ldmkit.conditioning import widgets
 from ldmkit.conditioning.conditioner import RESERVED, Conditioner, as_tensor, fitted
 from ldmkit.conditioning.conditioner_set import ConditionerSet
 from ldmkit.conditioning.dropout import Dropout, DroppedSlots, KeptSlots
@@ -37,4 +38,5 @@ __all__ = [
     "concatenate",
     "fitted",
     "pad_stack",
+    "widgets",
 ]

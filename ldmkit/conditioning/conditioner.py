@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import default_collate
 
 from ldmkit.conditioning.types import Canvas, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.conditioning.widgets import Text, Widget, of_field
 from ldmkit.errors import UsageError
 from ldmkit.fields import NO_FIELDS, Fields
 from ldmkit.images.pixels import to_pixels, to_tensor
@@ -175,6 +176,14 @@ class Conditioner(nn.Module, ABC):
     def preview(self, prepared: Tensors) -> Image | str | None:
         """One sample's condition for a person to see, in grids and reports."""
         return None
+
+    def widget(self) -> Widget:
+        """What a page shows to give this condition with: plain data (`ldmkit.conditioning.widgets`).
+
+        What a person does with it reaches `from_user` as the text or the path that the command line would give. Default: what
+        suits the one field in `reads`, by `known_fields`; else a text box.
+        """
+        return of_field(self.known_fields.get(self.reads[0], UNKNOWN)) if len(self.reads) == 1 else Text()
 
     def fidelity(self, images: Tensor, prepared: Tensors) -> Tensor | None:
         """(b,), higher is better: how well images (b, c, h, w) in [-1, 1] obey the conditions of the batch."""

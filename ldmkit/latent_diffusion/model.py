@@ -29,13 +29,16 @@ from ldmkit.samplers import Callback, Clip, invert
 class LatentDiffusion(Networks):
     """A latent diffusion model; `forward` is the loss, `sample` makes images. Its parts and arguments are those of `Networks`."""
 
-    def save(self, path: str | Path, raw: Mapping[str, Tensor] | None = None) -> Path:
+    def save(
+        self, path: str | Path, raw: Mapping[str, Tensor] | None = None, *, storage: serialization.Storage = "float32"
+    ) -> Path:
         """Writes `config.json` and safetensors into a new directory; `ldmkit.load(path)` reads it back.
 
         `raw` holds the weights before averaging of those tensors that have an average; without it raw and average are one.
+        `storage` is what float32 weights are written in: half as large in float16, rounded to 11 bits; float32 again when loaded.
         Raises `CheckpointError` where the directory holds something already.
         """
-        return serialization.write(self, Path(path), raw)
+        return serialization.write(self, Path(path), raw, storage)
 
     def _repr_html_(self) -> str:
         """Its parts, slots and defaults, for a notebook."""

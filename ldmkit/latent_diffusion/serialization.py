@@ -11,22 +11,25 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldmkit.conditioning import StoredNull
-from ldmkit.errors import CheckpointError, ResourceError
+from ldmkit.errors import CheckpointError, ResourceError, UsageError
 from ldmkit.latent_diffusion.networks import Networks
 
 FORMAT = 1
+Storage = Literal["float32", "float16", "bfloat16"]
+WIDEN = "widen"  # in a file's metadata: the dtype that float32 weights are stored in
 CONFIG, WEIGHTS, RAW, NULLS = "config.json", "model.safetensors", "raw.safetensors", "nulls.safetensors"
 
 
-def write(model: Networks, path: Path, raw: Mapping[str, Tensor] | None = None) -> Path:
+def write(model: Networks, path: Path, raw: Mapping[str, Tensor] | None = None, storage: Storage = "float32") -> Path:
     """The model in a new directory, written aside and renamed, so that no half of it is ever seen.
 
-    Raises CheckpointError where something is there already, ResourceError where it cannot be written.
+    Raises CheckpointError where something is there already, ResourceError where it cannot be written, UsageError for a weight
+    that `storage` cannot hold.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists already", hint="choose a new directory; nothing was written")
@@ -35,9 +38,9 @@ def write(model: Networks, path: Path, raw: Mapping[str, Tensor] | None = None) 
         aside.mkdir(parents=True)
         config = json.dumps({"format": FORMAT, **model.config}, indent=2, ensure_ascii=False)
         (aside / CONFIG).write_text(config + "\n", encoding="utf-8")
-        save_file(_plain({**model.state_dict(), **_left_out(model)}), aside / WEIGHTS, metadata={"format": "pt"})
+        _save(_plain({**model.state_dict(), **_left_out(model)}), aside / WEIGHTS, storage)
         if raw:
-            save_file(_plain(raw), aside / RAW, metadata={"format": "pt"})
+            _save(_plain(raw), aside / RAW, storage)
         nulls = _nulls(model)
         if nulls:
             save_file(_plain(nulls), aside / NULLS, metadata={"format": "pt"})
@@ -52,6 +55,18 @@ def write(model: Networks, path: Path, raw: Mapping[str, Tensor] | None = None) 
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return path
+
+
+def _save(tensors: dict[str, Tensor], file: Path, storage: Storage) -> None:
+    """Writes float32 tensors in the dtype `storage`; `_read` widens them again."""
+    if storage == "float32":
+        save_file(tensors, file, metadata={"format": "pt"})
+        return
+    narrow = {n: v.to(getattr(torch, storage)) if v.dtype == torch.float32 else v for n, v in tensors.items()}
+    for name, value in narrow.items():
+        if not torch.equal(value.isfinite(), tensors[name].isfinite()):
+            raise UsageError(f"{storage} cannot hold {name}: its largest is {tensors[name].abs().max().item():g}")
+    save_file(narrow, file, metadata={"format": "pt", WIDEN: storage})
 
 
 def _left_out(model: Networks) -> dict[str, Tensor]:
@@ -118,7 +133,9 @@ def read_nulls(path: Path, slot: str) -> dict[str, Tensor]:
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        with safe_open(file, "pt") as opened:
+            stored = (opened.metadata() or {}).get(WIDEN)
+        return {n: v.float() if str(v.dtype) == f"torch.{stored}" else v for n, v in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}", hint="the file is missing or damaged; save the model again"

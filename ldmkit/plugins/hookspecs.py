@@ -30,7 +30,10 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Register(Protocol):
-    """`register(name, target)`: the name is `[a-z0-9-]+`, the target "package.module:Name", imported on first use, or a class."""
+    """`register(name, target)`: the name is `[a-z0-9-]+`, the target "package.module:Name", imported on first use, or a class.
+
+    A model's target is its folder, an absolute path.
+    """
 
     def __call__(self, name: str, target: object) -> None: ...
 
@@ -93,6 +96,11 @@ def ldmkit_register_samplers(register: Register) -> None:
 @hookspec
 def ldmkit_register_metrics(register: Register) -> None:
     """Register metrics: what a recipe's `evaluate:` names."""
+
+
+@hookspec
+def ldmkit_register_models(register: Register) -> None:
+    """Register trained models: `register(name, folder)`, a folder that `LatentDiffusion.save` wrote."""
 
 
 @hookspec

@@ -28,6 +28,7 @@ from ldmkit.errors import PluginError, UsageError
 from ldmkit.messages import did_you_mean
 from ldmkit.plugins import hookspecs
 from ldmkit.plugins.catalog import BUILTINS, KINDS, Catalog, Entry, Origin, Problem, last_line
+from ldmkit.plugins.models import Models, model_registrar
 from ldmkit.plugins.registration import registrar, rejection
 from ldmkit.plugins.single_file import module_of
 
@@ -85,6 +86,7 @@ class Registry:
         self.catalogs: Mapping[str, Catalog] = {
             ending: Catalog(kind, self.problems, self.left_out) for ending, kind in KINDS.items()
         }
+        self.models = Models()
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._origins: dict[int, Origin] = {}
@@ -152,7 +154,7 @@ class Registry:
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
-            found = self._registrations(plugin, origin)
+            found, models = self._registrations(plugin, origin)
         except BaseException as error:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
@@ -160,6 +162,8 @@ class Registry:
         self._origins[id(plugin)] = origin
         for catalog, entry in found:
             catalog.add(entry)
+        for model in models:
+            self.models.add(model)
         hooks = tuple(caller.name for caller in self._manager.get_hookcallers(plugin) or [])
         self.plugins.append(Plugin(origin, seconds, hooks))
 
@@ -186,17 +190,20 @@ class Registry:
                     hint=f"Run without it: --no-plugin {origin.entry_point or origin}; {VARIABLE} lists the plugins to load",
                 ) from error
 
-    def _registrations(self, plugin: object, origin: Origin) -> list[tuple[Catalog, Entry]]:
+    def _registrations(self, plugin: object, origin: Origin) -> tuple[list[tuple[Catalog, Entry]], list[Entry]]:
+        """What one plugin registers: components with their catalogs, and models."""
         found: list[tuple[Catalog, Entry]] = []
+        models: list[Entry] = []
         callers = {caller.name: caller for caller in self._manager.get_hookcallers(plugin) or []}
         if not callers:
             raise PluginError("it implements no hook: is `@hookimpl` missing above its functions?")
-        for ending, catalog in self.catalogs.items():
+        registers = {ending: registrar(catalog, origin, found) for ending, catalog in self.catalogs.items()}
+        for ending, register in {**registers, "models": model_registrar(origin, models)}.items():
             caller = callers.get(f"ldmkit_register_{ending}")
             for implementation in caller.get_hookimpls() if caller else []:
                 if implementation.plugin is plugin:
-                    implementation.function(*([registrar(catalog, origin, found)] * len(implementation.argnames)))
-        return found
+                    implementation.function(*([register] * len(implementation.argnames)))
+        return found, models
 
 
 @contextmanager

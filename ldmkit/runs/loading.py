@@ -26,8 +26,9 @@ def load(
     registry: Registry | None = None,
     note: Callable[[str], None] | None = None,
 ) -> LatentDiffusion:
-    """A trained model in eval mode on the CPU: from a run's directory, a saved model's, or a hub repository ("owner/name").
+    """A trained model in eval mode on the CPU: from a run's directory, a saved model's, a name, or a hub repository.
 
+    A name is that of a model which a plugin ships ("digits"); a hub repository is "owner/name"; what is on disk goes before both.
     A run that has not come to its end gives the model of its newest checkpoint, and says so.
 
     Args:

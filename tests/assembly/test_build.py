@@ -8,7 +8,7 @@ import torch
 import ldmkit
 from ldmkit import plugins
 from ldmkit.assembly import build, datasets, fit, load, model_folder
-from ldmkit.errors import CheckpointError, RecipeError
+from ldmkit.errors import CheckpointError, RecipeError, UsageError
 from ldmkit.plugins.hookspecs import hookimpl
 from ldmkit.recipe import Recipe
 
@@ -179,3 +179,49 @@ def test_what_the_recipe_freezes_is_frozen_in_the_model(fitted, registry):
 
     assert trained(True) == {False}
     assert trained(False) == trained(5) == {True}  # those of some steps are the optimizer's affair
+
+
+def test_a_model_that_a_plugin_ships_is_found_by_its_name_unless_something_on_disk_has_it(
+    fitted, registry, tmp_path, monkeypatch
+):
+    model = build(fitted, registry)
+    folder = model.save(tmp_path / "shipped")
+
+    class Ships(Plugin):
+        @hookimpl
+        def ldmkit_register_models(self, register):
+            register("small", folder)
+
+    shipping = plugins.load(only=(), extra=[Ships()])
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("small", shipping) == folder
+    found = ldmkit.load("small", registry=shipping).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="no trained model in smal\n  did you mean small, which a plugin ships"):
+        model_folder("smal", shipping)
+    own = build(fitted, registry).save(tmp_path / "small")
+    assert model_folder("small", shipping).absolute() == own
+
+
+@pytest.mark.parametrize(("storage", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_weights_stored_in_half_the_space_are_the_nearest_ones_and_full_precision_again(
+    fitted, registry, tmp_path, storage, bits
+):
+    model = build(fitted, registry)
+    large = model.save(tmp_path / "large") / "model.safetensors"
+    small = model.save(tmp_path / "small", storage=storage) / "model.safetensors"
+    assert small.stat().st_size < 0.7 * large.stat().st_size  # the header takes its part
+    for name, value in load(tmp_path / "small", registry=registry).state_dict().items():
+        own = model.state_dict()[name]
+        assert value.dtype == own.dtype
+        # Half a unit in the last place, or of the smallest numbers that float16 has.
+        assert torch.all((value - own).abs() <= own.abs() * 2.0**-bits + 2.0**-25), name
+
+
+def test_a_weight_too_large_for_its_storage_is_said(fitted, registry, tmp_path):
+    model = build(fitted, registry)
+    with torch.no_grad():
+        next(model.denoiser.parameters()).fill_(1e6)
+    with pytest.raises(UsageError, match=r"float16 cannot hold denoiser\..*: its largest is 1e\+06"):
+        model.save(tmp_path / "small", storage="float16")
+    assert list(tmp_path.iterdir()) == []

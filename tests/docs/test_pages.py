@@ -73,6 +73,7 @@ READ = (
     "plan text-to-image",
     "verify-resume",
     "evaluate",
+    "demo",
     "import stable-diffusion-v1-5",
     "export",
     "plugins check palette",

@@ -74,7 +74,54 @@ def test_registration_hooks_fill_the_catalog_of_their_kind(kind):
 
 
 def test_every_registration_hook_has_its_kind():
-    assert {f"ldmkit_register_{kind}" for kind in (*KINDS, "commands")} == {h for h in HOOKS if "_register_" in h}
+    assert {f"ldmkit_register_{kind}" for kind in (*KINDS, "models", "commands")} == {
+        h for h in HOOKS if "_register_" in h
+    }
+
+
+class Shipping:
+    """A plugin with models: (name, folder)."""
+
+    def __init__(self, *models: tuple[object, object]) -> None:
+        self.models = models
+
+    @hookimpl
+    def ldmkit_register_models(self, register):
+        for name, folder in self.models:
+            register(name, folder)
+
+
+def test_a_plugins_model_is_known_by_its_name(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    models = plugins.load(only=[], extra=[Shipping(("small", tmp_path))]).models
+    assert models.names() == ("small",)
+    assert models.folder("small") == tmp_path
+    assert models.nearest("smal") == "small"
+
+
+def test_two_models_of_one_name_are_an_error_for_whoever_asks(tmp_path):
+    models = plugins.load(only=[], extra=[Shipping(("small", tmp_path)), Shipping(("small", tmp_path))]).models
+    with pytest.raises(PluginError, match="'small' is registered twice: by Shipping and Shipping"):
+        models.folder("small")
+
+
+def test_a_model_whose_folder_is_gone_says_so(tmp_path):
+    models = plugins.load(only=[], extra=[Shipping(("small", tmp_path / "gone"))]).models
+    with pytest.raises(PluginError, match="the model 'small' of Shipping is not in"):
+        models.folder("small")
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ([("Small", "/a")], "registers the model 'Small': names are lower-case"),
+        ([("small", "package:folder")], "give its folder, an absolute path"),
+        ([("small", "/a"), ("small", "/b")], "registers the model 'small' twice"),
+    ],
+)
+def test_a_model_registered_wrongly_is_refused(models, words):
+    with pytest.raises(PluginError, match=words):
+        plugins.load(only=[], extra=[Shipping(*models)])
 
 
 class Commands:

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.conditioning.widgets import Choice
 from ldmkit.data import NO_FIELDS, Field, Fields
 from ldmkit.errors import CheckpointError, DataError, LdmkitError, RecipeError, UsageError
 
@@ -119,6 +120,11 @@ class ClassConditioner(Conditioner):
         """The class' name, or its number where it has none."""
         number, names = int(prepared["label"]), self._shown_names
         return str(number) if names is None or number >= len(names) else names[number]
+
+    def widget(self) -> Choice:
+        """A menu of the classes: their names, or their numbers where they have none."""
+        named = list(self._shown_names or ())
+        return Choice(names=(*named, *map(str, range(len(named), self.count))))
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:

@@ -193,3 +193,11 @@ def test_the_original_computes_the_same():
     prepared = conditioner.collate([conditioner.from_user(label, (64, 64)) for label in expected["cond_raw"]])
     assert torch.equal(conditioner.encode(prepared, canvas()).tokens, expected["cond"])
     assert torch.equal(conditioner.null(canvas()).tokens.expand(2, -1, -1), expected["uncond"])
+
+
+def test_the_menu_reads_back_as_each_class():
+    conditioner = ClassConditioner(classes=12, width=8)
+    conditioner.known_fields = {"label": Field("label", names=("cat", "dog"))}
+    names = conditioner.widget().names
+    assert names == ("cat", "dog", *map(str, range(2, 12)))
+    assert [int(conditioner.from_user(name, (8, 8))["label"]) for name in names] == list(range(12))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, LatentSpec, Ports, Tensors
+from ldmkit.conditioning.widgets import ImageDrop
 from ldmkit.errors import DataError, RecipeError
 from ldmkit_low_res.degradation import DEGRADATIONS, RESAMPLING, bicubic
 from ldmkit_low_res.pictures import UNKNOWN, read_picture, to_pil
@@ -139,6 +140,11 @@ class LowResConditioner(Conditioner):
         again = RESAMPLING.get(self.degradation, bicubic)(images.float(), size)
         error = ((again - target) / 2.0).square().flatten(1).mean(1)  # [-1, 1] has a range of 2
         return -10.0 * error.clamp(min=10.0 ** (-MOST_DECIBELS / 10.0)).log10()
+
+    def widget(self) -> ImageDrop:
+        """A place to drop the small image."""
+        larger = f"each side becomes {self.scale} times larger" if self.size is None else ""
+        return ImageDrop(size=self.size, help=larger)
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:

@@ -16,6 +16,7 @@ from ldmkit_low_res.degradation import area, bicubic
 from PIL import Image
 
 from ldmkit.conditioning import Canvas, ForeignStage, LatentSpec
+from ldmkit.conditioning.widgets import ImageDrop
 from ldmkit.errors import DataError, RecipeError, UsageError
 from ldmkit.testing import LATENT, check_conditioner
 
@@ -345,3 +346,8 @@ def test_a_released_super_resolution_stage():
     assert (conditioner.scale, conditioner.channels) == (4, 3)
     assert not list(conditioner.parameters())
     assert LowResConditioner.from_foreign(ForeignStage("torch.nn.Identity", {}, "depth", "concat", 3)) is None
+
+
+def test_a_page_says_what_becomes_of_the_small_image():
+    assert LowResConditioner(scale=4).widget() == ImageDrop(help="each side becomes 4 times larger")
+    assert LowResConditioner(size=16).widget() == ImageDrop(size=(16, 16))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.conditioning.widgets import LabelMapCanvas
 from ldmkit.data import NO_FIELDS, Field, Fields
 from ldmkit.errors import CheckpointError, DataError, RecipeError, UsageError
 from ldmkit.images import read_field
@@ -108,11 +109,7 @@ class SemanticMapConditioner(Conditioner):
 
         It is cut to the image's shape in the middle and brought to its size by nearest neighbour.
         """
-        known = self.known_fields.get("map", Field("map"))
-        if self.palette is not None:
-            known = replace(known, palette=tuple(self.palette))
-        known = replace(known, ignore=self.ignore if self.ignore is not None else known.ignore)
-        ids = read_field(value, known)
+        ids = read_field(value, self._known)
         check_range(ids, self.classes, self.ignore, UsageError)
         return {"map": read_field(ids, Field("map"), size)}
 
@@ -131,6 +128,26 @@ class SemanticMapConditioner(Conditioner):
     def preview(self, prepared: Tensors) -> Image:
         """The map in the palette's colours."""
         return paint(prepared["map"].cpu(), self.palette or distinct_colours(self.classes), self.ignore)
+
+    def widget(self) -> LabelMapCanvas:
+        """A canvas with a colour for each class: the palette's, or hues far apart."""
+        known = self._known
+        named = tuple(known.names or ())[: self.classes]
+        colours = self.palette or distinct_colours(self.classes)
+        return LabelMapCanvas(
+            names=(*named, *map(str, range(len(named), self.classes))),
+            palette=tuple((int(red), int(green), int(blue)) for red, green, blue in colours),
+            values=None if known.values is None else known.values[: self.classes],
+            ignore=known.ignore if known.ignore is not None and 0 <= known.ignore <= 255 else None,
+        )
+
+    @property
+    def _known(self) -> Field:
+        """What is known of a map's files: the data source's, with the recipe's palette and ignored number before it."""
+        known = self.known_fields.get("map", Field("map"))
+        if self.palette is not None:
+            known = replace(known, palette=tuple(self.palette))
+        return replace(known, ignore=self.ignore if self.ignore is not None else known.ignore)
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:

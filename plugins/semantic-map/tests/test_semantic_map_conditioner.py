@@ -255,3 +255,21 @@ def test_a_released_rescaler_loads():
     assert (
         SemanticMapConditioner.from_foreign(ForeignStage("torch.nn.Identity", {}, "segmentation", "concat", 3)) is None
     )
+
+
+@pytest.mark.parametrize("values", [None, (5, 9, 200)])
+def test_what_a_canvas_paints_reads_back_as_its_classes(tmp_path, values):
+    conditioner = SemanticMapConditioner(classes=3, ignore=255)
+    conditioner.known_fields = {"map": Field("map", classes=3, names=("sky", "sea"), values=values)}
+    canvas = conditioner.widget()
+    assert canvas.names == ("sky", "sea", "2")
+    assert len(set(canvas.palette)) == 3
+    assert canvas.ignore == 255
+    numbers = [*(canvas.values or (0, 1, 2)), canvas.ignore]
+    painted = Image.fromarray(np.array([numbers], dtype=np.uint8))
+    painted.putpalette(bytes(3 * 256))  # a shorter one would be saved in fewer bits than the numbers need
+    assert painted.mode == "P"
+    painted.save(tmp_path / "map.png")
+    read = conditioner.from_user(str(tmp_path / "map.png"), (1, 4))["map"]
+    assert read.tolist() == [[0, 1, 2, 255]]
+    assert SemanticMapConditioner(palette=PALETTE).widget().palette == tuple(map(tuple, PALETTE))

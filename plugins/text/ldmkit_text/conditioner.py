@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ForeignStage, Ports, Tensors
+from ldmkit.conditioning.widgets import Text
 from ldmkit.data import NO_FIELDS, Fields
 from ldmkit.errors import CheckpointError, DataError, LdmkitError, RecipeError, UsageError
 from ldmkit_text.pretrained import PretrainedEncoder, check_length, read_architecture
@@ -19,11 +20,14 @@ from ldmkit_text.tokenizer import (
     clean,
     cut_off,
     fit_tokenizer,
+    known_words,
     load_tokenizer,
     read_tokenizer,
     unknown_words,
 )
 from ldmkit_text.transformer import TextTransformer
+
+MOST_SHOWN = 60  # words that a page lists
 
 
 class PromptWarning(UserWarning):
@@ -174,6 +178,12 @@ class TextConditioner(Conditioner):
         if self.vocabulary is None:
             return " ".join(map(str, ids))
         return as_written(ids, load_tokenizer(self.vocabulary))
+
+    def widget(self) -> Text:
+        """A text box of two lines; where the words it knows are few, they stand below."""
+        words = known_words(load_tokenizer(self.vocabulary)) if self.vocabulary else []
+        known = f"the words it knows: {', '.join(words)}" if 0 < len(words) <= MOST_SHOWN else ""
+        return Text(lines=2, placeholder="describe the image", help=known or f"up to {self.length} tokens")
 
     @classmethod
     def from_foreign(cls, stage: ForeignStage) -> Self | None:

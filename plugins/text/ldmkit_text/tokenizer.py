@@ -122,6 +122,13 @@ def cut_off(text: str, encoding: Encoding) -> str:
     return text[max(kept, default=0) :].strip()
 
 
+def known_words(tokenizer: Tokenizer) -> list[str]:
+    """The words of a word-level tokenizer fitted here, sorted; empty for any other."""
+    if tokenizer.token_to_id(UNKNOWN) is None:
+        return []
+    return sorted(word for word in tokenizer.get_vocab() if word not in SPECIAL)
+
+
 def unknown_words(text: str, tokenizer: Tokenizer, encoding: Encoding) -> list[str]:
     """Words of `text` that a word-level tokenizer fitted here has never seen."""
     index = tokenizer.token_to_id(UNKNOWN)

@@ -344,3 +344,11 @@ def test_numbers_and_several_captions_are_texts():
 def test_captions_that_are_all_empty_are_refused():
     with pytest.raises(DataError, match="all 2 captions are empty"):
         TextConditioner.fit({}, [{"caption": ""}, {"caption": " "}])
+
+
+def test_a_page_lists_the_words_where_they_are_few():
+    words = {word for sample in SAMPLES for word in sample["caption"].lower().replace(",", "").split()}
+    shown = small().widget().help
+    assert shown.startswith("the words it knows: ")
+    assert words <= set(shown.removeprefix("the words it knows: ").split(", "))
+    assert TextConditioner(ids=10, length=4, width=8, depth=1, heads=1).widget().help == "up to 4 tokens"
