@@ -11,8 +11,9 @@ from torch import Tensor
 from ldmkit.conditioning import Batch, Tensors
 from ldmkit.conditioning.checks import Examiner
 from ldmkit.data.dataset import Dataset
-from ldmkit.data.sample import Sample
+from ldmkit.data.sample import MissingFieldError, Sample
 from ldmkit.errors import DataError, LdmkitError
+from ldmkit.images.files import BadSampleError
 from ldmkit.random import generator
 
 
@@ -46,8 +47,13 @@ class Examples:
 
     def __getitem__(self, position: int) -> Example:
         epoch, item = self.order.index(position)
+        prepared: dict[str, Tensors | None] = {}
+
+        def prepare(sample: Sample) -> None:
+            prepared.update({slot: self._prepared(slot, copy, sample, position) for slot, copy in self.copies.items()})
+
         try:
-            sample = self.dataset.readable(item, epoch)
+            sample = self.dataset.readable(item, epoch, prepare)
             image = sample["image"]
         except (LdmkitError, MemoryError):
             raise
@@ -56,14 +62,24 @@ class Examples:
                 f"sample {item} of {type(self.dataset.source).__name__} cannot be read: {type(error).__name__}: {error}",
                 hint="--debug shows where",
             ) from error
-        prepared = {slot: self._prepared(slot, copy, sample, position) for slot, copy in self.copies.items()}
         return Example(position, image, prepared)
 
     def _prepared(self, slot: str, copy: Examiner, sample: Sample, position: int) -> Tensors | None:
         fields = slot_fields(sample, self.fields[slot], slot)
         if fields is None:
             return None
-        return copy.prepare(fields, generator(self.seed, f"prepare/{slot}", position))
+        try:
+            return copy.prepare(fields, generator(self.seed, f"prepare/{slot}", position))
+        except (BadSampleError, MissingFieldError):
+            raise
+        except (
+            DataError
+        ) as error:  # a condition that is none: the sample is left out, as one whose image cannot be read
+            read = " and ".join(self.fields[slot].values())
+            hint = f" ({error.hint})" if error.hint else ""
+            raise BadSampleError(
+                sample.name, f"slot {slot} cannot use the field {read}: {error.message}{hint}"
+            ) from error
 
 
 def slot_fields(sample: Mapping[str, Any], fields: Mapping[str, str], slot: str) -> Mapping[str, Any] | None:

@@ -145,10 +145,12 @@ class ScenesSource(Source):
         return Sample(drawn.loaders(), name=f"scenes/{self.seed}/{self.first + index}")
 
     def judge(self, field: str) -> Judge | None:
-        """Readers of caption, map and label, by colour and shape."""
+        """Readers of caption, map, label, boxes and keypoints, by colour and shape."""
         from ldmkit.data.sources.scenes.judges import CaptionJudge, GroundJudge, MapJudge, Reader
+        from ldmkit.data.sources.scenes.place_judges import BoxJudge, KeypointJudge
 
         judges: dict[str, Any] = {"caption": CaptionJudge, "map": MapJudge, "label": GroundJudge}
+        judges |= {"boxes": BoxJudge, "keypoints": KeypointJudge}
         if field not in judges:
             return None
         judge: Judge = judges[field](Reader(kinds=self.kinds, colors=self.colors, grounds=self.grounds))
