@@ -179,8 +179,8 @@ class Dataset:
         return self._view(index, key, self.size_of(item))
 
     def readable(self, item: int, epoch: int = 0, use: Callable[[Sample], None] | None = None) -> Sample:
-        """`sample`, with its picture read and given to `use`. Where either raises `BadSampleError` (a file changed since the scan,
-        a condition that is none) the next one stands in and `problems` says so; where none can be read, `DataError`."""
+        """`sample`, with its picture read and given to `use`. Where either raises `BadSampleError` (a file changed since the
+        scan, a condition that is none) the next one stands in and `problems` says so; where none can be read, `DataError`."""
         index, key = self._place(item, epoch)
         size = self.size_of(item)  # also of what stands in: a batch has one size
         tries = min(TRIES, self.info.count or TRIES)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmkit.conditioning import Canvas, Conditioner, Conditioning, ConditionerSet, Ports
+from ldmkit.conditioning import Canvas, Conditioner, ConditionerSet, Conditioning, Ports
 from ldmkit.data import Dataset, Field, Info, Sample, Source
 from ldmkit.data.examples import Examples
 from ldmkit.data.sources.folder.source import FolderSource

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldmkit.data.sources.folder.index import FolderIndex
-from ldmkit.data.sources.folder.row_fields import Column, number, natural
+from ldmkit.data.sources.folder.row_fields import Column, natural, number
 from ldmkit.errors import DataError
 from ldmkit.fields import Field
 
