@@ -26,13 +26,13 @@ def from_user(value: Any, names: Names, count: int) -> Tensor:
         except ValueError as error:
             raise UsageError(f"{value!r:.80} is no JSON: {error}", hint=HINT) from error
     if isinstance(value, Tensor):
-        return checked(as_rows(value, UsageError), count, None, None, UsageError)
+        return checked(as_rows(value, UsageError), count, None, names, UsageError)
     if isinstance(value, Mapping):
         value = [(name, *_place(name, place)) for name, place in value.items() if place is not None]
     if not isinstance(value, list | tuple):
         raise UsageError(f"points are a mapping of name to (x, y), or a list, not {type(value).__name__}", hint=HINT)
     named = [_row(number, row, names, count) for number, row in enumerate(value, 1)]
-    return checked(as_rows(named, UsageError), count, None, None, UsageError)
+    return checked(as_rows(named, UsageError), count, None, names, UsageError)
 
 
 def _place(name: Any, place: Any) -> Sequence[Any]:
@@ -88,7 +88,8 @@ def checked(points: Tensor, count: int, theirs: Names, ours: Names, error: type[
             )
         if not kind.is_integer() or not 0 <= kind < (len(theirs) if theirs else count):
             raise error(f"the keypoint {kind:g} is none: there are {count}, numbered from 0")
-        name = theirs[int(kind)] if theirs else ours[int(kind)] if ours else f"{int(kind)}"
+        known = theirs or ours or ()
+        name = known[int(kind)] if int(kind) < len(known) else f"{int(kind)}"
         if not all(-ROUNDING <= side <= 1 + ROUNDING for side in (x, y)):
             raise error(
                 f"the keypoint {name} lies at ({x:g}, {y:g}), outside [0, 1]",
