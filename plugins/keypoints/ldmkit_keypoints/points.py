@@ -61,7 +61,7 @@ def _number(point: Any, names: Names, count: int) -> int:
         known = f"the points are {some(names)}" if names else f"the {count} points have no names, only numbers"
         raise UsageError(f"there is no point {point!r}; {known}", hint=f"did you mean {near[0]!r}?" if near else None)
     if isinstance(point, Real) and float(point).is_integer():
-        return int(point)
+        return int(float(point))
     raise UsageError(f"{point!r} is no point; give a name or a whole number", hint=HINT)
 
 

@@ -61,7 +61,7 @@ def _number(number: int, kind: Any, names: Names, count: int) -> int:
                 hint=f"did you mean {near[0]!r}?" if near else None,
             )
     if isinstance(kind, Real) and float(kind).is_integer():
-        return int(kind)
+        return int(float(kind))
     raise UsageError(f"box {number} is of the class {kind!r}; give a name or a whole number", hint=HINT)
 
 

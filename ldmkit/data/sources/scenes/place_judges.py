@@ -30,7 +30,8 @@ class BoxJudge(Judge):
         return torch.tensor([self._score(self.reader.read(image).shapes, sample["boxes"]) for image, sample in pairs])
 
     def _score(self, shapes: Sequence[Found], boxes: Any) -> float:
-        asked = [(self.reader.kinds[int(row[0])], row[1:]) for row in np.asarray(boxes).reshape(-1, 5)]
+        rows: list[list[float]] = np.asarray(boxes).reshape(-1, 5).tolist()
+        asked = [(self.reader.kinds[int(row[0])], row[1:]) for row in rows]
         overlaps = [[iou(box, shape.box) if shape.kind == kind else 0.0 for shape in shapes] for kind, box in asked]
         return _matched(overlaps, len(asked), len(shapes))
 
