@@ -4,7 +4,6 @@ from ldmkit.assembly.construction import (
     Uninitialised,
     assemble,
     autoencoder_of,
-    build,
     conditioner_of,
     reset_meta_buffers,
     samplers,
@@ -12,6 +11,7 @@ from ldmkit.assembly.construction import (
 from ldmkit.assembly.extra_losses import extra_losses
 from ldmkit.assembly.fields import check_fields
 from ldmkit.assembly.fitting import fit, learned_options
+from ldmkit.assembly.from_recipe import build
 from ldmkit.assembly.inheritance import inherited
 from ldmkit.assembly.locations import model_folder
 from ldmkit.assembly.restoration import Reader, load, plugin_files, require_parts, restore

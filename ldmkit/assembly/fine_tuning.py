@@ -211,6 +211,8 @@ def _inputs(model: LatentDiffusion, source: LatentDiffusion, where: str) -> None
         raise _other_blocks("it lacks the source's linear shortcut (denoiser.shortcut)", where)
     _moved(model, source, SHORTCUT, dim=1)
     _moved(model, source, SHORTCUT.replace("weight", "bias"))
+    for parameter in network.shortcut.conv.parameters():
+        parameter.mul_(other.shortcut.gain / network.shortcut.gain)
     _moved(model, source, "shortcut.scale.weight", dim=0)
     _moved(model, source, "shortcut.scale.bias", dim=0)
 

@@ -83,7 +83,7 @@ def _print(what: str, found: Mapping[str, Any]) -> None:
     for one, other in found["near_duplicates"]:
         click.echo(f"near-duplicates: {one} and {other}")
     if "recipe" in found:
-        from ldmkit.cli.new_recipe import flow
+        from ldmkit.recipe.flow_style import flow
 
         click.echo(f"\nin a recipe:\n  data: {flow(found['recipe']['data'])}")
         click.echo(f"or: ldmkit recipe new --data {shlex.quote(what)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmkit.plugins import Registry
+from ldmkit.recipe.flow_style import flow
 
 TEMPLATE = """\
 # {title}
@@ -86,17 +86,3 @@ def _bundled(condition: str) -> dict[str, Any]:
             if (options or {}).get("type", slot.replace("_", "-")) == condition:
                 return {key: value for key, value in (options or {}).items() if key not in ("type", "classes")}
     return {}
-
-
-def flow(value: Any) -> str:
-    """A value as YAML on one line; texts are quoted where they need it."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {flow(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(flow, value)) + "]"
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_/.][A-Za-z0-9_/.-]*", value) and value not in _WORDS:
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-_WORDS = ("true", "false", "null", "yes", "no", "on", "off", ".", "..")

@@ -32,7 +32,7 @@ from ldmkit.denoiser import (
 from ldmkit.denoiser.embedding import embedded_time
 from ldmkit.denoiser.levels import Level, Levels, MaybeLevels, Multipliers, Variant, plain, resolve_levels
 from ldmkit.errors import UsageError
-from ldmkit.plugins.ranges import InRecipe, Positive, Share
+from ldmkit.plugins.ranges import Above, InRecipe, Positive, Share
 
 RELEASED = Variant()  # nothing differs
 
@@ -51,7 +51,7 @@ class UNet(Denoiser):
     transformer_depth: transformer blocks in each attention.
     dropout: probability, in residual blocks and transformers.
     shortcut: a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No
-        released model has it.
+        released model has it. A number is the factor on it, by which it is learned faster; true is 1.
     variant: what some released models do differently.
 
     `config` holds the arguments of `of_widths` as JSON values, so that ``UNet.of_widths(**unet.config)`` builds it again.
@@ -73,7 +73,7 @@ class UNet(Denoiser):
         head_width: MaybeLevels = None,
         transformer_depth: Levels = 1,
         dropout: Share = 0.0,
-        shortcut: bool = False,
+        shortcut: bool | Above = False,
         variant: Annotated[Variant | Mapping[str, Any] | None, InRecipe(Variant | None)] = RELEASED,
     ) -> None:
         super().__init__()
@@ -119,7 +119,9 @@ class UNet(Denoiser):
             nn.SiLU(),
             zeroed(nn.Conv2d(levels[0].width, out_channels, 3, padding=1)),
         )
-        self.shortcut = LinearShortcut(in_channels, out_channels, self.vector_width) if shortcut else None
+        self.shortcut = (
+            LinearShortcut(in_channels, out_channels, self.vector_width, float(shortcut)) if shortcut else None
+        )
 
     @classmethod
     def of_widths(

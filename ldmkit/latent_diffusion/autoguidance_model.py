@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ldmkit.autoencoder import Autoencoder
 from ldmkit.errors import CheckpointError, UsageError
-
-if TYPE_CHECKING:
-    from ldmkit.latent_diffusion.model import LatentDiffusion
+from ldmkit.latent_diffusion.networks import Networks
 
 
-def find(model: LatentDiffusion, which: object, weights: str) -> LatentDiffusion:
+def find(model: Networks, which: object, weights: str) -> Networks:
     """`which` itself where it is a model, else what is at that path: read once, and kept.
 
     Raises CheckpointError where the two do not go together, UsageError where nothing can be read.
     """
-    if isinstance(which, type(model)):
+    if isinstance(which, Networks):
         check_alike(model, which)
         return which
     path = str(which)
@@ -31,7 +29,7 @@ def find(model: LatentDiffusion, which: object, weights: str) -> LatentDiffusion
     return model.others[path, weights]
 
 
-def check_alike(model: LatentDiffusion, other: LatentDiffusion) -> None:
+def check_alike(model: Networks, other: Networks) -> None:
     """Raises CheckpointError where the two do not speak of the same latents, noise levels and conditions."""
 
     def differs(what: str, hint: str) -> CheckpointError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,6 @@ from torch import Tensor, nn
 from ldmkit.errors import DivergedError
 from ldmkit.latent_diffusion.arguments import precision
 from ldmkit.samplers import Callback
-
-if TYPE_CHECKING:
-    from ldmkit.latent_diffusion.model import LatentDiffusion
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -68,11 +64,11 @@ class Steps:
 
 
 @contextmanager
-def explained(model: LatentDiffusion, steps: Steps, total: int) -> Iterator[None]:
+def explained(denoiser: nn.Module, steps: Steps, total: int) -> Iterator[None]:
     """Around a sampler: where the network's answer is not finite, says in which step that was and what to try."""
     try:
         yield
     except DivergedError as error:
         raise DivergedError(
-            f"{error.message}, in step {steps.done + 1} of {total}", hint=remedy(model.denoiser, "model.denoiser")
+            f"{error.message}, in step {steps.done + 1} of {total}", hint=remedy(denoiser, "model.denoiser")
         ) from error

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from ldmkit.latent_diffusion.model import LatentDiffusion
+from ldmkit.latent_diffusion.networks import Networks
 
 
-def model_page(model: LatentDiffusion) -> str:
+def model_page(model: Networks) -> str:
     """Its parts with their sizes, its slots, and what it samples with, as a table of HTML."""
     height, width = model.size
     latent = " x ".join(map(str, model.latent_shape(model.size)))

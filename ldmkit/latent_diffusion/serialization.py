@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import torch
@@ -17,15 +17,13 @@ from torch import Tensor
 
 from ldmkit.conditioning import StoredNull
 from ldmkit.errors import CheckpointError, ResourceError
-
-if TYPE_CHECKING:
-    from ldmkit.latent_diffusion.model import LatentDiffusion
+from ldmkit.latent_diffusion.networks import Networks
 
 FORMAT = 1
 CONFIG, WEIGHTS, RAW, NULLS = "config.json", "model.safetensors", "raw.safetensors", "nulls.safetensors"
 
 
-def write(model: LatentDiffusion, path: Path, raw: Mapping[str, Tensor] | None = None) -> Path:
+def write(model: Networks, path: Path, raw: Mapping[str, Tensor] | None = None) -> Path:
     """The model in a new directory, written aside and renamed, so that no half of it is ever seen.
 
     Raises CheckpointError where something is there already, ResourceError where it cannot be written.
@@ -56,13 +54,13 @@ def write(model: LatentDiffusion, path: Path, raw: Mapping[str, Tensor] | None =
     return path
 
 
-def _left_out(model: LatentDiffusion) -> dict[str, Tensor]:
+def _left_out(model: Networks) -> dict[str, Tensor]:
     """The weights of slots that the model was loaded without: saved as they were."""
     absent = {slot: c for slot, c in model.conditioners.items() if isinstance(c, StoredNull)}
     return {f"conditioners.{slot}.{name}": value for slot, c in absent.items() for name, value in c.weights.items()}
 
 
-def _nulls(model: LatentDiffusion) -> dict[str, Tensor]:
+def _nulls(model: Networks) -> dict[str, Tensor]:
     training = model.training
     model.eval()
     with torch.no_grad():

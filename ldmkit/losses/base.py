@@ -49,13 +49,15 @@ class AutoencoderPass(Keyed):
 class DiffusionPass(Keyed):
     """A training pass of stage two.
 
-    batch: its `images` (b, c, h, w) are the clean ones, `prepared` the conditions.
+    autoencoder: stage one's, frozen; gradients pass through its `decode`.
+    batch: its `images` (b, c, h, w) are the clean ones (none where latents come from the cache), `prepared` the conditions.
     latents, noise, noisy: (b, c, h, w); latents are clean and scaled. timesteps: (b,).
     conditioning: what the denoiser read, conditions dropped where training drops them.
     output: (b, c, h, w), the prediction, as `diffusion.prediction` has it.
     features: layer name -> what that layer of the denoiser put out in this pass, for the layers that the term asks for.
     """
 
+    autoencoder: Autoencoder
     denoiser: Denoiser
     diffusion: Diffusion
     batch: Batch
@@ -72,6 +74,10 @@ class DiffusionPass(Keyed):
         conditioning = self.conditioning if conditioning is None else conditioning
         result: Tensor = self.denoiser(self.noisy if noisy is None else noisy, self.timesteps, **conditioning.kwargs())
         return result
+
+    def x0(self) -> Tensor:
+        """The clean latents (b, c, h, w) that the prediction means."""
+        return self.diffusion.to_x0(self.output, self.noisy, self.timesteps)
 
     def errors(self, output: Tensor) -> Tensor:
         """The unweighted loss (b,) of a prediction, against this pass's target."""

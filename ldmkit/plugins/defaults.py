@@ -31,6 +31,7 @@ SAMPLERS = (
 )
 DENOISERS = {"unet": "unet:UNet"}
 AUTOENCODERS = {"vq": "vq:VQAutoencoder", "kl": "kl:KLAutoencoder", "identity": "identity:IdentityAutoencoder"}
+LOSSES = {"perceptual": "perceptual:PerceptualTerm"}
 OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "adamw-8bit": "adamw_8bit"}
 SCHEDULES = {
     "linear": "linear",
@@ -103,6 +104,12 @@ def ldmkit_register_denoisers(register: Register) -> None:
 def ldmkit_register_autoencoders(register: Register) -> None:
     for name, target in AUTOENCODERS.items():
         register(name, f"ldmkit.autoencoder.{target}")
+
+
+@hookimpl
+def ldmkit_register_losses(register: Register) -> None:
+    for name, target in LOSSES.items():
+        register(name, f"ldmkit.losses.{target}")
 
 
 @hookimpl

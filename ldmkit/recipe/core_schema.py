@@ -151,7 +151,7 @@ class UnetDenoiser(Section):
     head_width: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None, Field(description='how many attention heads, or how wide each is (default: 32, or what divides the width). ``heads=1`` is what the released class, layout and text-256 models were trained with.')] = None
     transformer_depth: Annotated[Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)], Field(description='transformer blocks in each attention.')] = 1
     dropout: Annotated[Annotated[float, Field(ge=0.0, le=1.0)], Field(description='probability, in residual blocks and transformers.')] = 0.0
-    shortcut: Annotated[bool, Field(description='a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No released model has it.')] = False
+    shortcut: Annotated[bool | Annotated[float, Field(gt=0.0)], Field(description='a linear way from the input, latent and concat, to the output (``ldmkit.denoiser.LinearShortcut``). No released model has it. A number is the factor on it, by which it is learned faster; true is 1.')] = False
     variant: Annotated[Variant | None, Field(description='what some released models do differently.')] = Field(default_factory=Variant)
 
 
@@ -204,6 +204,13 @@ class VqAutoencoder(Section):
     groups: Annotated[Annotated[int, Field(ge=1)] | None, Field(description="of every group norm, a divisor of every width; default 32, or fewer where a level is narrower than 128 channels. Released and diffusers' models of any width need 32.")] = None
     shortcut: Annotated[bool, Field(description='a linear map beside encoder and decoder (`Encoder`), for short training on few pictures. No released model has it.')] = False
     checkpoint: Annotated[bool, Field(description='recompute the activations of each level in the backward pass: less memory, about a third more time.')] = False
+
+
+class PerceptualLoss(Section):
+    """Distance between deep features of the decoded prediction of x_0 and of the decoded clean latents."""
+
+    net: Annotated[Literal['alex', 'vgg', 'squeeze', 'efficientnet-lite0'], Field(description='backbone of the features: `efficientnet-lite0` comes installed with the extra `samples`; `vgg`, `alex` and `squeeze` give LPIPS.')] = 'efficientnet-lite0'
+    weights: Annotated[str, Field(description="`imagenet`, `random`, or the path of a file with the backbone's weights.")] = 'imagenet'
 
 
 class AdamOptimizer(Section):
@@ -359,9 +366,10 @@ class HuggingfaceSource(Section):
 
 
 class PhotosSource(Section):
-    """Nine photographs; `held_out` names those kept for validation, whole."""
+    """Nine photographs in colour, and six grey ones on request."""
 
-    held_out: tuple[str, ...] = ('chelsea', 'coffee')
+    held_out: Annotated[tuple[str, ...], Field(description='the photographs that are kept for validation, whole.')] = ('chelsea', 'coffee')
+    grey: Annotated[bool, Field(description='also those without colours, as images of three equal channels.')] = False
 
 
 class ScenesSource(Section):
@@ -480,7 +488,7 @@ class DdpmSampler(Section):
 class DeisSampler(Section):
     """x / alpha gains the integral of eps over rho = sigma / alpha, eps being a polynomial in log rho; one evaluation a step."""
 
-    order: Annotated[int, Field(description='how many values of eps are remembered, 1 (DDIM) to 3.')] = 3
+    order: Annotated[Annotated[int, Field(ge=1, le=3)], Field(description='how many values of eps are remembered, 1 (DDIM) to 3.')] = 3
     lower_order_final: Annotated[bool, Field(description='the last steps are of lower order where there are fewer than 15.')] = True
     spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
@@ -489,7 +497,7 @@ class DeisSampler(Section):
 class DpmSolverSampler(Section):
     """Exponential integrator in lambda = log(alpha / sigma) of the noise prediction; one evaluation a step."""
 
-    order: Annotated[int, Field(description='1 (DDIM), 2 or 3.')] = 2
+    order: Annotated[Annotated[int, Field(ge=1, le=3)], Field(description='1 (DDIM), 2 or 3.')] = 2
     lower_order_final: Annotated[bool, Field(description='the last steps are of lower order where there are fewer than 15.')] = True
     spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
@@ -563,7 +571,7 @@ class LcmSampler(Section):
 class LmsSampler(Section):
     """Adams-Bashforth for uneven steps in rho = sigma / alpha (on a rectified flow, in sigma); one evaluation a step."""
 
-    order: Annotated[int, Field(description='how many slopes are remembered, 1 to 4; the first steps have fewer.')] = 4
+    order: Annotated[Annotated[int, Field(ge=1, le=4)], Field(description='how many slopes are remembered, 1 to 4; the first steps have fewer.')] = 4
     spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
     clean: Annotated[bool, Field(description='see `make_grid`.')] = True
 
@@ -587,7 +595,7 @@ class TcdSampler(Section):
 class UnipcSampler(Section):
     """Zhao et al. 2023, algorithm 2, on x_0: each evaluation corrects the step that led to it, then predicts the next."""
 
-    order: Annotated[int, Field(description="1 to 3 of the predictor (the corrector's is one more).")] = 2
+    order: Annotated[Annotated[int, Field(ge=1, le=3)], Field(description="1 to 3 of the predictor (the corrector's is one more).")] = 2
     variant: Annotated[Literal['bh1', 'bh2'], Field(description="the paper's B(h): bh1 is h, bh2 is e^h - 1.")] = 'bh2'
     lower_order_final: Annotated[bool, Field(description='the last steps are of lower order, however many there are.')] = True
     spacing: Annotated[Literal['trailing', 'leading', 'linspace', 'quadratic', 'karras', 'exponential', 'compvis', 'compvis-quadratic'] | Trailing | Leading | Linspace | Quadratic | Karras | Exponential | Given | CompVis | CompVisQuadratic, Field(description='see `make_grid`.')] = 'quadratic'
@@ -807,6 +815,7 @@ COMPONENTS: dict[str, dict[str, type[Section]]] = {
         "vq": VqAutoencoder,
     },
     "losses": {
+        "perceptual": PerceptualLoss,
     },
     "optimizers": {
         "adam": AdamOptimizer,

@@ -132,7 +132,7 @@ def _idle(recipe: Recipe) -> list[str]:
             "the discriminator never starts"
         )
     for name, stage in (("autoencoder.train", first), ("train", recipe.train)):
-        if stage is not None and stage.warmup >= stage.steps:
+        if stage is not None and stage.steps and stage.warmup >= stage.steps:
             found.append(
                 f"{name}.warmup is {stage.warmup}, and the stage has {stage.steps} steps: "
                 "the learning rate never gets to its value"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from functools import cache, wraps
+from typing import Annotated, Any, ParamSpec, get_args, get_origin, get_type_hints
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Generator, Tensor
 
 from ldmkit.diffusion import X0Predictor
@@ -19,11 +20,46 @@ from ldmkit.samplers.grid import Grid
 Sampler = Callable[..., Tensor]
 # callback(steps done, steps in all, x (b, c, h, w) after the step, the x_0 predicted in it)
 Callback = Callable[[int, int, Tensor, Tensor], None]
-# Ranges of options: what a recipe or `sample` gives is checked by them.
+# step(i, x (b, c, h, w) at timestep i, the x_0 predicted there) -> x at timestep i + 1
+Step = Callable[[int, Tensor, Tensor], Tensor]
+P = ParamSpec("P")
+# Ranges of options: what a recipe, `sample` or a direct call gives is checked by them.
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 # One a row, on the CPU; a deterministic sampler takes them and draws nothing.
 Generators = Sequence[Generator] | None
+
+
+def sampler(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """`function` without gradients, its options checked against the ranges of their annotations.
+
+    Raises UsageError in a call with an option outside its range, naming it and what is allowed.
+    """
+    ranges = cache(lambda: _ranges(function))
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        for name, value in kwargs.items():
+            if name in ranges():
+                _check(function.__name__, name, value, ranges()[name])
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return checked
+
+
+def solve(denoiser: X0Predictor, noise: Tensor, grid: Grid, step: Step, callback: Callback | None) -> Tensor:
+    """The loop of every sampler that asks its denoiser once a step: from `noise` (b, c, h, w) down the grid.
+
+    Raises UsageError and DivergedError as `predict` does.
+    """
+    x = begin(noise, grid)
+    for i, t in enumerate(grid.timesteps):
+        x0 = predict(denoiser, x, t)
+        x = step(i, x, x0)
+        if callback:
+            callback(i + 1, len(grid), x, x0)
+    return x
 
 
 def begin(noise: Tensor, grid: Grid) -> Tensor:
@@ -77,3 +113,20 @@ def ancestral(grid: Grid, i: int, eta: float) -> tuple[float, float]:
     target = grid.rho(i + 1)
     up = min(target, eta * target * math.sqrt(-math.expm1(grid.log_snr[i] - grid.log_snr[i + 1])))
     return math.sqrt(target**2 - up**2), up
+
+
+def _ranges(function: Callable[..., Tensor]) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(function, include_extras=True)
+    return {name: TypeAdapter(hint) for name, hint in hints.items() if any(map(_ranged, (hint, *get_args(hint))))}
+
+
+def _ranged(hint: object) -> bool:
+    return get_origin(hint) is Annotated
+
+
+def _check(sampler_name: str, name: str, value: object, allowed: TypeAdapter[Any]) -> None:
+    try:
+        allowed.validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Input ")
+        raise UsageError(f"option {name} of {sampler_name} is {value!r}: it {problem}") from error

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.clipping import Clipped
-from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, noise_of, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def ddim(
     denoiser: X0Predictor,
     noise: Tensor,
@@ -50,9 +49,8 @@ def ddim(
     network, bound = denoiser, None
     if isinstance(denoiser, Clipped) and not clipped_eps:
         network, bound = denoiser.unbounded, denoiser.bound
-    x = begin(noise, grid)
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(network, x, t)
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
         eps = (x - grid.alpha[i] * x0) / grid.sigma[i]
         if bound:
             x0 = bound(x0)
@@ -62,6 +60,6 @@ def ddim(
         x = alpha * x0 + math.sqrt(max(sigma**2 - spread**2, 0.0)) * eps
         if spread:
             x = x + temperature * spread * noise_of(x, generators)
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        return x
+
+    return solve(network, noise, grid, step, callback)

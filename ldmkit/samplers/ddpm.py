@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, noise_of, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def ddpm(
     denoiser: X0Predictor,
     noise: Tensor,
@@ -43,9 +42,8 @@ def ddpm(
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
     grid = make_grid(schedule, steps, spacing, clean=clean)
-    x = begin(noise, grid)
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
         kept = grid.alpha[i] / grid.alpha[i + 1]
         beta = max(grid.sigma[i] ** 2 - (kept * grid.sigma[i + 1]) ** 2, 0.0)
         share = grid.sigma[i + 1] ** 2 / grid.sigma[i] ** 2
@@ -54,6 +52,6 @@ def ddpm(
         if grid.sigma[i + 1] > 0 and beta > 0:
             spread = math.sqrt((1 - variance) * share * beta + variance * beta)
             x = x + temperature * spread * noise_of(x, generators)
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        return x
+
+    return solve(denoiser, noise, grid, step, callback)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
-import torch
+from pydantic import Field
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.errors import UsageError
-from ldmkit.samplers.contract import Callback, Generators, begin, order_at, predict
+from ldmkit.samplers.contract import Callback, Generators, order_at, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def deis(
     denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,
     *,
-    order: int = 3,
+    order: Annotated[int, Field(ge=1, le=3)] = 3,
     lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,
@@ -46,13 +46,11 @@ def deis(
 
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
-    if order not in (1, 2, 3):
-        raise UsageError(f"DEIS of order {order}: there are 1, 2 and 3")
     grid = make_grid(schedule, steps, spacing, clean=clean)
-    x = begin(noise, grid)
-    history: list[Tensor] = []
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+    history: list[Tensor] = []  # of eps, the newest first
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
+        nonlocal history
         history = [(x - grid.alpha[i] * x0) / grid.sigma[i], *history[:2]]
         x = grid.alpha[i + 1] * x0 + grid.sigma[i + 1] * history[0]
         used = order_at(i, grid, order, lower_order_final)
@@ -60,9 +58,9 @@ def deis(
             weights = _weights([grid.lam(i) - grid.lam(i - k) for k in range(used)], grid.lam(i + 1) - grid.lam(i))
             for weight, old in zip(weights[1:], history[1:used], strict=True):
                 x = x + grid.alpha[i + 1] * grid.rho(i) * weight * (old - history[0])
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        return x
+
+    return solve(denoiser, noise, grid, step, callback)
 
 
 def _weights(nodes: list[float], h: float) -> list[float]:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-import torch
+from pydantic import Field
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.errors import UsageError
-from ldmkit.samplers.contract import Callback, Generators, begin, order_at, predict
+from ldmkit.samplers.contract import Callback, Generators, order_at, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def dpm_solver(
     denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,
     *,
-    order: int = 2,
+    order: Annotated[int, Field(ge=1, le=3)] = 2,
     lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
     clean: bool = True,
@@ -45,19 +45,16 @@ def dpm_solver(
 
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
-    if order not in (1, 2, 3):
-        raise UsageError(f"DPM-Solver of order {order}: there are 1, 2 and 3")
     grid = make_grid(schedule, steps, spacing, clean=clean)
-    x = begin(noise, grid)
-    history: list[Tensor] = []
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+    history: list[Tensor] = []  # of eps, the newest first
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
+        nonlocal history
         history = [(x - grid.alpha[i] * x0) / grid.sigma[i], *history[:2]]
         x = grid.alpha[i + 1] * x0 + grid.sigma[i + 1] * history[0]
-        x = x + _correction(history[: order_at(i, grid, order, lower_order_final)], grid, i)
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        return x + _correction(history[: order_at(i, grid, order, lower_order_final)], grid, i)
+
+    return solve(denoiser, noise, grid, step, callback)
 
 
 def _correction(history: list[Tensor], grid: Grid, i: int) -> Tensor | float:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, begin, order_at, predict
+from ldmkit.samplers.contract import Callback, Generators, order_at, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def dpmpp_2m(
     denoiser: X0Predictor,
     noise: Tensor,
@@ -42,16 +41,15 @@ def dpmpp_2m(
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
     grid = make_grid(schedule, steps, spacing, clean=clean)
-    x = begin(noise, grid)
-    before = x
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+    before = noise  # x_0 of the step before
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
+        nonlocal before
         h = grid.lam(i + 1) - grid.lam(i)
         ahead = x0
         if order_at(i, grid, 2, lower_order_final) == 2:
             ahead = x0 + h / (2 * (grid.lam(i) - grid.lam(i - 1))) * (x0 - before)
-        x = grid.sigma[i + 1] / grid.sigma[i] * x - grid.alpha[i + 1] * math.expm1(-h) * ahead
         before = x0
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        return grid.sigma[i + 1] / grid.sigma[i] * x - grid.alpha[i + 1] * math.expm1(-h) * ahead
+
+    return solve(denoiser, noise, grid, step, callback)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, Share, ancestral, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, Share, ancestral, begin, noise_of, predict, sampler
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def dpmpp_2s(
     denoiser: X0Predictor,
     noise: Tensor,

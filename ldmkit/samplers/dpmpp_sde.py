@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, NotNegative, begin, noise_of, order_at, predict
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, noise_of, order_at, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def dpmpp_sde(
     denoiser: X0Predictor,
     noise: Tensor,
@@ -45,22 +44,22 @@ def dpmpp_sde(
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
     grid = make_grid(schedule, steps, spacing, clean=clean)
-    x = begin(noise, grid)
-    before = x
-    for i, t in enumerate(grid.timesteps):
-        ahead = x0 = predict(denoiser, x, t)
+    before = noise  # x_0 of the step before
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
+        nonlocal before
+        ahead = x0
         h = grid.lam(i + 1) - grid.lam(i)
         if order_at(i, grid, 2, lower_order_final) == 2:
             ahead = x0 + h / (2 * (grid.lam(i) - grid.lam(i - 1))) * (x0 - before)
-        if grid.sigma[i + 1] == 0:
-            x = ahead
-        else:
-            x = grid.sigma[i + 1] / grid.sigma[i] * math.exp(-eta * h) * x
-            x = x - grid.alpha[i + 1] * math.expm1(-(1 + eta) * h) * ahead
-            if eta:
-                spread = grid.sigma[i + 1] * math.sqrt(-math.expm1(-2 * eta * h))
-                x = x + spread * noise_of(x, generators)
         before = x0
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        if grid.sigma[i + 1] == 0:
+            return ahead
+        x = grid.sigma[i + 1] / grid.sigma[i] * math.exp(-eta * h) * x
+        x = x - grid.alpha[i + 1] * math.expm1(-(1 + eta) * h) * ahead
+        if eta:
+            spread = grid.sigma[i + 1] * math.sqrt(-math.expm1(-2 * eta * h))
+            x = x + spread * noise_of(x, generators)
+        return x
+
+    return solve(denoiser, noise, grid, step, callback)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.samplers.churn import Churn
-from ldmkit.samplers.contract import Callback, Generators, NotNegative, begin, predict
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, begin, predict, sampler
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.ode_coordinates import Frame
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def euler(
     denoiser: X0Predictor,
     noise: Tensor,

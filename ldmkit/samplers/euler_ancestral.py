@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, ancestral, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, NotNegative, Share, ancestral, noise_of, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def euler_ancestral(
     denoiser: X0Predictor,
     noise: Tensor,
@@ -43,14 +42,13 @@ def euler_ancestral(
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
     grid = make_grid(schedule, steps, spacing, clean=clean)
-    x = begin(noise, grid)
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
         eps = (x - grid.alpha[i] * x0) / grid.sigma[i]
         down, up = ancestral(grid, i, eta)
         x = grid.alpha[i + 1] * (x0 + down * eps)
         if up:
             x = x + grid.alpha[i + 1] * up * s_noise * noise_of(x, generators)
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        return x
+
+    return solve(denoiser, noise, grid, step, callback)

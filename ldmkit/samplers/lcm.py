@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
 from ldmkit.errors import UsageError
-from ldmkit.samplers.contract import Callback, Generators, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, noise_of, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Given
 from ldmkit.schedules import Schedule
@@ -16,7 +15,7 @@ from ldmkit.schedules import Schedule
 _SIGMA_DATA = 0.5  # of the boundary condition: Luo et al. 2023, appendix D
 
 
-@torch.no_grad()
+@sampler
 def lcm(
     denoiser: X0Predictor,
     noise: Tensor,
@@ -45,16 +44,19 @@ def lcm(
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
     grid = distilled_grid(schedule, steps, original_steps)
-    x = begin(noise, grid)
-    for i, t in enumerate(grid.timesteps):
-        scaled = t * timestep_scaling
+
+    def jump(x: Tensor, t: Tensor) -> Tensor:
+        scaled = float(t[0]) * timestep_scaling
         skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
         out = scaled / (scaled**2 + _SIGMA_DATA**2) ** 0.5
-        x0 = out * predict(denoiser, x, t) + skip * x
-        x = x0 if i + 1 == len(grid) else grid.alpha[i + 1] * x0 + grid.sigma[i + 1] * noise_of(x, generators)
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        x0: Tensor = out * denoiser(x, t).to(x.dtype) + skip * x
+        return x0
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
+        last = i + 1 == len(grid)
+        return x0 if last else grid.alpha[i + 1] * x0 + grid.sigma[i + 1] * noise_of(x, generators)
+
+    return solve(jump, noise, grid, step, callback)
 
 
 def distilled_grid(schedule: Schedule, steps: int | Grid, original: int) -> Grid:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
-import torch
+from pydantic import Field
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.errors import UsageError
-from ldmkit.samplers.contract import Callback, Generators, begin, predict
+from ldmkit.samplers.contract import Callback, Generators, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.ode_coordinates import Frame
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def lms(
     denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,
     *,
-    order: int = 4,
+    order: Annotated[int, Field(ge=1, le=4)] = 4,
     spacing: Spacing = "quadratic",
     clean: bool = True,
     generators: Generators = None,
@@ -43,23 +44,21 @@ def lms(
 
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
-    if not 1 <= order <= 4:
-        raise UsageError(f"LMS of order {order}: there are 1 to 4")
     grid = make_grid(schedule, steps, spacing, clean=clean)
     frame = Frame(grid)
-    x = begin(noise, grid)
-    slopes: list[Tensor] = []
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+    slopes: list[Tensor] = []  # the newest first
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
+        nonlocal slopes
         # Nodes of noise alone lie on one another: no slope between them is remembered.
         slopes = [frame.slope(x, x0, i), *([] if grid.pure_at(i) else slopes[: order - 1])]
         weights = _weights([frame.position(j) for j in range(i, i - len(slopes), -1)], frame.position(i + 1))
         x = frame.euler(x, x0, i)
         for weight, slope in zip(weights[1:], slopes[1:], strict=True):
             x = x + frame.bend(slope - slopes[0], weight, i)
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        return x
+
+    return solve(denoiser, noise, grid, step, callback)
 
 
 def _weights(nodes: list[float], end: float) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.samplers.contract import Callback, Generators, begin, predict
+from ldmkit.samplers.contract import Callback, Generators, begin, predict, sampler
 from ldmkit.samplers.grid import Grid, Level, level_at, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
@@ -18,7 +18,7 @@ from ldmkit.schedules import Schedule
 _WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-@torch.no_grad()
+@sampler
 def plms(
     denoiser: X0Predictor,
     noise: Tensor,

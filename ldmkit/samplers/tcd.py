@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.errors import UsageError
-from ldmkit.samplers.contract import Callback, Generators, Share, begin, noise_of, predict
+from ldmkit.samplers.contract import Callback, Generators, Share, noise_of, sampler, solve
 from ldmkit.samplers.grid import Grid, level_at
 from ldmkit.samplers.lcm import distilled_grid
 from ldmkit.schedules import Schedule
 
 
-@torch.no_grad()
+@sampler
 def tcd(
     denoiser: X0Predictor,
     noise: Tensor,
@@ -42,12 +40,9 @@ def tcd(
 
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
-    if not 0 <= eta <= 1:
-        raise UsageError(f"TCD with eta {eta:g}: it lies in [0, 1]")
     grid = distilled_grid(schedule, steps, original_steps)
-    x = begin(noise, grid)
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
         eps = (x - grid.alpha[i] * x0) / grid.sigma[i]
         after = grid.timesteps[i + 1] if i + 1 < len(grid) else 0.0
         lower = (1 - eta) * after
@@ -57,6 +52,6 @@ def tcd(
             kept = grid.alpha[i + 1] / alpha
             added = math.sqrt(max(grid.sigma[i + 1] ** 2 - (kept * sigma) ** 2, 0.0))
             x = kept * x + added * noise_of(x, generators)
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        return x
+
+    return solve(denoiser, noise, grid, step, callback)

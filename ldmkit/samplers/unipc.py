@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ldmkit.diffusion import X0Predictor
-from ldmkit.errors import UsageError
-from ldmkit.samplers.contract import Callback, Generators, begin, predict
+from ldmkit.samplers.contract import Callback, Generators, sampler, solve
 from ldmkit.samplers.grid import Grid, make_grid
 from ldmkit.samplers.spacing import Spacing
 from ldmkit.schedules import Schedule
@@ -19,14 +19,14 @@ from ldmkit.schedules import Schedule
 Variant = Literal["bh1", "bh2"]
 
 
-@torch.no_grad()
+@sampler
 def unipc(
     denoiser: X0Predictor,
     noise: Tensor,
     schedule: Schedule,
     steps: int | Grid,
     *,
-    order: int = 2,
+    order: Annotated[int, Field(ge=1, le=3)] = 2,
     variant: Variant = "bh2",
     lower_order_final: bool = True,
     spacing: Spacing = "quadratic",
@@ -49,23 +49,21 @@ def unipc(
 
     Returns latents (b, c, h, w). Raises UsageError for impossible steps, DivergedError for a network that is not finite.
     """
-    if order not in (1, 2, 3):
-        raise UsageError(f"UniPC of order {order}: there are 1, 2 and 3")
     grid = make_grid(schedule, steps, spacing, clean=clean)
-    x = begin(noise, grid)
-    history: list[Tensor] = []
-    start, used = x, 0
-    for i, t in enumerate(grid.timesteps):
-        x0 = predict(denoiser, x, t)
+    history: list[Tensor] = []  # of x_0, the newest first
+    start, used = noise, 0
+
+    def step(i: int, x: Tensor, x0: Tensor) -> Tensor:
+        nonlocal history, start, used
         if i > 0:
             x = _step(start, history, grid, i - 1, used, variant, arrived=x0)
         history = [x0, *history[:2]]
         last = i + 1 == len(grid) and grid.clean
         used = 1 if last else min(order, i + 1, len(grid) - i if lower_order_final else order)
-        start, x = x, _step(x, history, grid, i, used, variant, arrived=None)
-        if callback:
-            callback(i + 1, len(grid), x, x0)
-    return x
+        start = x
+        return _step(x, history, grid, i, used, variant, arrived=None)
+
+    return solve(denoiser, noise, grid, step, callback)
 
 
 def _step(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ldmkit.data import Dataset, Sample, Source
 from ldmkit.data.sources.digits.source import DigitsSource
-from ldmkit.data.sources.photos import PHOTOS, PhotosSource
+from ldmkit.data.sources.photos import GREY_PHOTOS, PHOTOS, PhotosSource
 from ldmkit.data.sources.scenes.judges import parse
 from ldmkit.data.sources.scenes.place_judges import iou
 from ldmkit.data.sources.scenes.source import RELATIONS, ScenesSource
@@ -39,9 +39,20 @@ def test_two_photographs_are_held_out_whole() -> None:
     assert len(names | train) == len(PHOTOS) == 9
 
 
+def test_grey_photographs_are_added_on_request_and_can_be_held_out() -> None:
+    source = PhotosSource(grey=True, held_out=("camera", "chelsea"))
+    train, held_out = source.split("train"), source.split("validation")
+    assert train.info().count + held_out.info().count == len(PHOTOS) + len(GREY_PHOTOS)
+    image = next(held_out[i]["image"] for i in range(2) if held_out[i]["name"] == "camera")
+    red, green, blue = image.split()
+    assert red.tobytes() == green.tobytes() == blue.tobytes()
+    with pytest.raises(DataError, match="camera"):
+        PhotosSource(held_out=("camera",))
+
+
 def test_every_photograph_is_there_and_attributed() -> None:
     for part in ("train", "validation"):
-        source = PhotosSource().split(part)
+        source = PhotosSource(grey=True).split(part)
         for index in range(source.info().count):
             assert source[index]["image"].mode == "RGB"
             assert min(source[index]["image"].size) >= 300

@@ -59,9 +59,10 @@ def test_concat_is_joined_after_the_latent() -> None:
     close(network(x, t, concat=concat), network(torch.cat([x, concat], dim=1), t))
 
 
-def test_the_shortcut_adds_a_scaled_convolution_of_latent_and_concat() -> None:
-    """Against its formula, written out: sum over inputs i of conv_oi * (x_i (1 + a_i . e + b_i))."""
-    network = unet(in_channels=5, shortcut=True).double()
+@pytest.mark.parametrize(("shortcut", "gain"), [(True, 1.0), (10.0, 10.0)])
+def test_the_shortcut_adds_a_scaled_convolution_of_latent_and_concat(shortcut: float, gain: float) -> None:
+    """Against its formula, written out: gain times the sum over inputs i of conv_oi * (x_i (1 + a_i . e + b_i))."""
+    network = unet(in_channels=5, shortcut=shortcut).double()
     plain = UNet.of_widths(**{**BASE, "in_channels": 5}).double()
     plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("shortcut.")})
     x, t = noisy()
@@ -76,7 +77,7 @@ def test_the_shortcut_adds_a_scaled_convolution_of_latent_and_concat() -> None:
         way.get_parameter("conv.bias"),
         padding=1,
     )
-    expected = plain(x, t, concat=concat, vector=vector) + linear
+    expected = plain(x, t, concat=concat, vector=vector) + gain * linear
     torch.testing.assert_close(network(x, t, concat=concat, vector=vector), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -1,8 +1,10 @@
 """Ten steps of each stage of five recipes give the losses and weights that version 0.1 gave.
 
 The recipes beside this file are those that version 0.1 shipped; a change of structure must leave every number of theirs as it is.
-Losses hold on every CPU to the rounding of float32 over ten steps. On the CPU and with the torch that wrote `expected.json`,
-they and the weights hold bit for bit. To write the file anew after a change of numbers that is meant:
+On the CPU and with the torch that wrote `expected.json`, losses and weights hold bit for bit. On every other CPU the same steps
+are taken with a learning rate of 1e-6, and the losses hold to the rounding of float32: with the recipes' own rate, Adam's first
+steps, which go by the sign of a gradient, make of another order of summation another run. To write the file anew after a change
+of numbers that is meant:
 
     python tests/golden/test_golden.py
 """
@@ -24,9 +26,9 @@ import ldmkit
 HERE = Path(__file__).parent
 EXPECTED = HERE / "expected.json"
 NAMES = ("class", "joint", "semantic-map", "superres", "text")
-# Ten steps of float32 whose sums are taken in another order: 1e-6 a step, and a factor of ten for each stage's optimizer,
-# which divides by the square root of squares near zero.
-TOLERANCE = 1e-3
+# Sums of up to 1e5 terms in float32, taken in another order, differ by some 1e-5; ten steps of 1e-6 add less than that.
+TOLERANCE = 1e-4
+GENTLE = ("autoencoder.train.lr=1.0e-6", "train.lr=1.0e-6")
 
 SMALL = (
     "autoencoder.train.steps=10",
@@ -62,10 +64,10 @@ def _cpu() -> str:
     return "/".join(family[:3]) or platform.processor()
 
 
-def figures(name: str, folder: Path) -> dict[str, Any]:
+def figures(name: str, folder: Path, settings: tuple[str, ...] = ()) -> dict[str, Any]:
     """The losses of every step by stage, and a digest of the weights at the end."""
     kind = ldmkit.load_recipe(HERE / f"{name}.yaml").data.type
-    run = ldmkit.run(ldmkit.load_recipe(HERE / f"{name}.yaml", (*SMALL, *FEWER[kind])), folder / name)
+    run = ldmkit.run(ldmkit.load_recipe(HERE / f"{name}.yaml", (*SMALL, *FEWER[kind], *settings)), folder / name)
     losses: dict[str, list[float]] = {}
     for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -87,11 +89,12 @@ def digest(folder: Path) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_numbers_are_those_of_version_0_1(name: str, tmp_path: Path) -> None:
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))
-    found = figures(name, tmp_path)
-    for stage, losses in expected["runs"][name]["losses"].items():
-        assert found["losses"][stage] == pytest.approx(losses, rel=TOLERANCE), stage
     if expected["machine"] == machine():
-        assert found == expected["runs"][name]
+        assert figures(name, tmp_path) == expected["runs"][name]
+    else:
+        found = figures(name, tmp_path, GENTLE)["losses"]
+        for stage, losses in expected["gentle"][name].items():
+            assert found[stage] == pytest.approx(losses, rel=TOLERANCE), stage
 
 
 if __name__ == "__main__":
@@ -99,5 +102,6 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        runs = {name: figures(name, Path(place)) for name in NAMES}
-    EXPECTED.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n", encoding="utf-8")
+        runs = {name: figures(name, Path(place) / "own") for name in NAMES}
+        gentle = {name: figures(name, Path(place) / "gentle", GENTLE)["losses"] for name in NAMES}
+    EXPECTED.write_text(json.dumps({"machine": machine(), "runs": runs, "gentle": gentle}, indent=1) + "\n", encoding="utf-8")

@@ -132,7 +132,7 @@ def test_guidance_is_null_plus_scale_times_the_difference(model):
     batch = model.batch(samples(2))
     noisy, t = torch.randn(2, 2, 4, 6), torch.tensor([500.0, 20.0])
     settings = sampling.Settings(guidance={"label": 3.0}).completed(model)
-    denoise = sampling.denoiser(model, batch, model.size, settings)
+    denoise = sampling.Sampling(model, batch, model.size, settings).denoiser()
     whole = model.condition([{"label": 0, "level": 0.0}, {"label": 1, "level": 0.5}])
     without = model.condition([{"label": 0, "level": 0.0}, {"label": 1, "level": 0.5}], drop=("label",))
     with torch.no_grad():

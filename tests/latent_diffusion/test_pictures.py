@@ -126,8 +126,8 @@ def test_a_latent_pixel_is_kept_as_far_as_all_it_stands_for():
     ("settings", "message"),
     [
         ({"strength": 0.5}, "strength 0.5 is of a picture to start from, and none was given"),
-        ({"keep": left_half()}, "a mask needs a picture"),
-        ({"sampler": "repaint"}, "the sampler repaint needs a picture and a mask"),
+        ({"keep": left_half()}, "a mask needs an image"),
+        ({"sampler": "repaint"}, "the sampler repaint needs an image and a mask"),
         ({"image": torch.zeros(1, 3, 4, 5)}, r"pictures of shape \(1, 3, 4, 5\)"),
         ({"image": torch.zeros(1, 1, 4, 6)}, r"pictures of shape \(1, 1, 4, 6\)"),
         ({"image": torch.zeros(1, 3, 4, 6), "strength": 0.0}, "strength 0: above 0"),

@@ -211,7 +211,7 @@ def test_errors_of_core_and_components_are_reported_together(good):
         ("sample.guidance_options=apq", "sample.guidance_options.type: no guidance method is called 'apq'; installed: apg, "),
         ("train.optimizer=adamv", "train.optimizer.type: no optimizer is called 'adamv'; installed: adam, adamw, adamw-8bit; "),
         ("autoencoder.train.optimizer=lion", "autoencoder.train.optimizer.type: no optimizer is called 'lion'"),
-        ("losses.align.type=repa", "losses.align.type: no loss is called 'repa'; installed: none"),
+        ("losses.align.type=repa", "losses.align.type: no loss is called 'repa'; installed: perceptual"),
         ("losses={align: null}", "losses.align.type: no loss is called 'align'"),
     ],
 )  # fmt: skip

@@ -97,7 +97,7 @@ def test_null_takes_a_slot_away(good):
 
 def test_a_section_that_changes_its_type_loses_the_options_of_the_old_one(good):
     recipe = load(good, ["data.held_out=[coffee]", "autoencoder.codebook=512"])
-    assert recipe.data.options == {"held_out": ["coffee"]}
+    assert recipe.data.options == {"held_out": ["coffee"], "grey": False}
     changed = good.with_name("changed.yaml")
     changed.write_text(recipe.to_yaml())
     again = load(

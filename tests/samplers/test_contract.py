@@ -30,6 +30,26 @@ PROCESS = diffusion.make(schedule={"type": "linear", "end": 0.0155})
 Network = Callable[[Tensor, Tensor], Tensor]
 
 
+OUT_OF_RANGE = [
+    ("ddim", "eta", -1.0),
+    ("ddim", "eta", 2),
+    ("ddim", "temperature", float("nan")),
+    ("tcd", "eta", 1.5),
+    ("ddpm", "variance", -0.1),
+    ("euler", "s_churn", -1.0),
+    ("lms", "order", 5),
+    ("deis", "order", 0),
+    ("unipc", "order", 2.5),
+    ("dpm_solver", "order", 4),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), OUT_OF_RANGE)
+def test_a_direct_call_refuses_an_option_out_of_its_range(toy: Network, name: str, option: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"option {option} of {name} is {value}"):
+        getattr(samplers, name)(toy, torch.zeros(1, 3, 4, 4), PROCESS.schedule, 5, **{option: value})
+
+
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=lambda value: str(value))
 def test_a_row_does_not_depend_on_its_batch(toy: Network, name: str, options: dict[str, Any]) -> None:
     sampler, denoiser = getattr(samplers, name), PROCESS.denoiser(toy)

@@ -270,3 +270,22 @@ def test_a_unets_stages_are_listed_once():
     users = {path.relative_to(PACKAGE).as_posix() for path in modules() if listed in path.read_text("utf-8")}
     assert users == {"denoiser/unet.py"}
     assert not any("input_blocks, unet.middle_block" in path.read_text("utf-8") for path in modules())
+
+
+def imports_of(path: Path, names: set[str]) -> set[str]:
+    """The modules of `names` that a file imports, type-only imports included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & names or {node.module}
+    return found & names
+
+
+def test_no_import_cycle_is_left():
+    """Type-only imports and those inside functions count too: two files that know one another are one file."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules()}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    TopologicalSorter({name: imports_of(path, set(paths)) for name, path in paths.items()}).prepare()

@@ -190,3 +190,53 @@ def test_a_plugin_in_a_file_is_known_by_its_content(tmp_path: Path) -> None:
         made.slots["words"] = Slot("words", {}, {}, {"file": str(file)})
         keys.append(conditionings.fingerprint(made, "words", {}, "fp32"))
     assert keys[0] != keys[1]
+
+
+class Seen(Conditioner):
+    """The image by the frozen autoencoder, or as it is: nothing to train, and no weights."""
+
+    reads = aligned = ("image",)
+
+    def __init__(self, *, latent: bool = True) -> None:
+        super().__init__()
+        self.latent, self.emits = latent, Ports(concat=2 if latent else 3)
+
+    def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
+        images = prepared["image"].to(canvas.dtype)
+        return Conditioning(
+            concat=canvas.to_latent(images) if self.latent else torch.nn.functional.avg_pool2d(images, 2)
+        )
+
+    def null(self, canvas: Canvas) -> Conditioning:
+        return Conditioning(concat=canvas.zeros(1, self.emits.concat, *canvas.grid))
+
+
+def seeing(latent: bool) -> LatentDiffusion:
+    torch.manual_seed(0)
+    autoencoder = make("kl", downsample=2, channels=8, blocks=1, latent_channels=2)
+    conditioner = Seen(latent=latent)
+    unet = UNet.of_widths(
+        in_channels=2 + conditioner.emits.concat,
+        out_channels=2,
+        channels=8,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(2,),
+    )
+    slots = ConditionerSet(
+        {"seen": conditioner}, vector_width=unet.vector_width, dropout=Dropout.independent({"seen": 0.4})
+    )
+    objective = diffusion.make(schedule={"type": "linear"})
+    return LatentDiffusion(autoencoder, unet, slots, objective, size=(16, 16), slots={"seen": Slot("seen", {}, {}, {})})
+
+
+def test_what_the_frozen_autoencoder_encodes_is_kept_and_what_costs_nothing_is_not(
+    toy: SimpleNamespace, tmp_path: Path
+):
+    plain, made = losses(seeing(latent=True), toy, None), seeing(latent=True)
+    cache = build(toy, made, tmp_path / "latent")
+    assert cache is not None
+    found = losses(made, toy, cache)
+    for one, other in zip(plain, found, strict=True):  # rows were encoded in other batches
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert build(toy, seeing(latent=False), tmp_path / "cheap") is None

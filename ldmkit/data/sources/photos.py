@@ -57,18 +57,41 @@ PHOTOS = (
     Photo("flower", "sklearn", "datasets/images/flower.jpg", "CC BY 2.0", "vultilion (Flickr): flower.jpg"),
 )
 
+# Grey ones, which `grey` adds.
+GREY_PHOTOS = (
+    Photo("brick", "skimage", "data/brick.png", "CC0 1.0", "CC0Textures: Bricks25"),
+    Photo("camera", "skimage", "data/camera.png", "CC0 1.0", "Lav Varshney: photographer with a camera"),
+    Photo(
+        "cell", "skimage", "data/cell.png", "CC0 1.0", "Paul Müller et al. 2018: a cell in quantitative phase imaging"
+    ),
+    Photo(
+        "coins",
+        "skimage",
+        "data/coins.png",
+        "no known copyright restrictions",
+        "Brooklyn Museum: Greek coins from Pompeii",
+    ),
+    Photo("grass", "skimage", "data/grass.png", "CC0 1.0", "linolafett (DeviantArt): Grass 01"),
+    Photo("gravel", "skimage", "data/gravel.png", "CC0 1.0", "CC0Textures: Gravel04"),
+)
+
 
 class PhotosSource(Source):
-    """Nine photographs; `held_out` names those kept for validation, whole.
+    """Nine photographs in colour, and six grey ones on request.
 
-    Nothing is downloaded: the files lie in the wheels of scikit-image and scikit-learn. Decoded pictures stay in memory (uint8).
+    Nothing is downloaded: the files lie in the wheels of scikit-image and scikit-learn. Decoded images stay in memory (uint8).
+
+    Args:
+        held_out: the photographs that are kept for validation, whole.
+        grey: also those without colours, as images of three equal channels.
     """
 
     # A window of 64 to 160 photograph pixels shows a thing and its texture at 64 x 64.
     view_defaults: ClassVar[ViewOptions] = {"crop": "random", "views": 512, "zoom": (1.0, 2.5)}
 
-    def __init__(self, *, held_out: tuple[str, ...] = ("chelsea", "coffee")) -> None:
-        known = [photo.name for photo in PHOTOS]
+    def __init__(self, *, held_out: tuple[str, ...] = ("chelsea", "coffee"), grey: bool = False) -> None:
+        self.all = PHOTOS + GREY_PHOTOS if grey else PHOTOS
+        known = [photo.name for photo in self.all]
         unknown = [name for name in held_out if name not in known]
         if unknown or not 0 < len(set(held_out)) < len(known):
             raise DataError(
@@ -76,12 +99,12 @@ class PhotosSource(Source):
                 hint=f"there are {', '.join(known)}",
             )
         self.held_out = tuple(held_out)
-        self.photos = tuple(photo for photo in PHOTOS if photo.name not in self.held_out)
+        self.photos = tuple(photo for photo in self.all if photo.name not in self.held_out)
 
     def split(self, part: Part) -> PhotosSource:
         """Whole photographs: those not held out, or those held out."""
         twin = copy.copy(self)
-        twin.photos = tuple(p for p in PHOTOS if (p.name in self.held_out) == (part == "validation"))
+        twin.photos = tuple(p for p in self.all if (p.name in self.held_out) == (part == "validation"))
         return twin
 
     def info(self) -> Info:

@@ -10,7 +10,7 @@ from ldmkit.diffusion import Bound, variational_bound
 from ldmkit.evaluation.context import Evaluation
 from ldmkit.evaluation.metric import Metric
 from ldmkit.evaluation.results import Figure
-from ldmkit.latent_diffusion.sampling import Settings, denoiser
+from ldmkit.latent_diffusion.sampling import Sampling, Settings
 from ldmkit.random import generators
 
 
@@ -58,7 +58,7 @@ class VariationalBound(Metric):
         batch = evaluation.batch.select(range(part.start, part.stop)).to(evaluation.device)
         x0: Tensor = model.autoencoder.draw(Posterior(evaluation.posterior.mean[part].to(evaluation.device)))
         return variational_bound(
-            denoiser(model, batch, model.size, Settings()),
+            Sampling(model, batch, model.size, Settings()).denoiser(),
             x0,
             model.diffusion.schedule,
             generators=generators(evaluation.seed, "bound", range(part.start, part.stop)),

@@ -1,9 +1,10 @@
 """What frozen conditioners answer, computed once: a large text encoder then runs over the data, and not over every step.
 
-A slot's answers are kept where they can be: nothing in it is trained in the whole run, its `prepare` draws nothing, its `encode`
-answers in training as it does in evaluation and draws nothing either, and the data show the same views in every epoch. No
-conditioner says these things of itself, so each is looked at: generators are compared before and after. What is kept is the
-answer to a sample that has the condition; dropping and absence stay what they were, and so does the null.
+A slot's answers are kept where that is worth it (it has weights, or encodes by the frozen autoencoder, `canvas.to_latent`) and
+where they can be: nothing in it is trained in the whole run, its `prepare` draws nothing, its `encode` answers in training as it
+does in evaluation and draws nothing either, and the data show the same views in every epoch. No conditioner says these things of
+itself, so each is looked at: generators are compared before and after. What is kept is the answer to a sample that has the
+condition; dropping and absence stay what they were, and so does the null.
 """
 
 from __future__ import annotations
@@ -58,14 +59,13 @@ class CannotBeKeptError(Exception):
     """A slot's answers are no function of the sample; the message says why."""
 
 
-def frozen(model: LatentDiffusion) -> list[str]:
-    """The slots that have weights, and none that is trained."""
-    found = []
-    for slot, conditioner in model.conditioners.items():
-        parameters = list(conditioner.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            found.append(slot)
-    return found
+def fixed(model: LatentDiffusion) -> list[str]:
+    """The slots in which nothing is trained."""
+    return [
+        slot
+        for slot, conditioner in model.conditioners.items()
+        if not any(parameter.requires_grad for parameter in conditioner.parameters())
+    ]
 
 
 def build(
@@ -82,7 +82,9 @@ def build(
     stop: Stop | None = None,
     ranks: Ranks | None = None,
 ) -> AnswerCache | None:
-    """Asks every frozen slot for its answer to every item, or reads what an earlier process was told. None: no slot is kept.
+    """Asks every slot in which nothing is trained for its answer to every item, or reads what an earlier process was told.
+
+    None: no slot is kept.
 
     Args:
         folder: shards go to ``folder/KEY/shard-00000`` and on; a build that was stopped goes on where it was.
@@ -95,9 +97,11 @@ def build(
     runtime, console, ranks = runtime or Runtime(), console or Console(enabled=False), ranks or Ranks()
     runtime.place(model)
     answers: dict[str, Kept] = {}
-    for slot in frozen(model) if data.finite else ():
+    for slot in fixed(model) if data.finite else ():
         asking = _Asking(model, slot, data, runtime)
         reason = ranks.decide(lambda asking=asking: asking.objection(most))  # type: ignore[misc]
+        if not asking.costly:
+            continue  # read anew in every step, which is as fast
         if reason is not None:
             console.note(f"conditions of {slot} are encoded in every step: {reason}")
             continue
@@ -148,6 +152,7 @@ class _Asking:
         self.model, self.slot, self.data, self.runtime = model, slot, data, runtime
         self.examiner: Examiner = model.conditioners.examiner(slot)
         self.copy: Examiner = model.conditioners.worker_copies()[slot]
+        self.costly = any(True for _ in self.examiner.conditioner.parameters())
 
     def objection(self, most: int | None) -> str | None:
         """Why the answers of this slot cannot be kept, or None."""
@@ -203,7 +208,13 @@ class _Asking:
         return {p: v.float() if v.dtype == torch.float64 else v for p in PORTS if (v := _port(answer, p)) is not None}
 
     def _canvas(self, item: int) -> Canvas:
-        return self.model.canvas(self.data.size_of(item))
+        canvas = self.model.canvas(self.data.size_of(item))
+
+        def to_latent(images: Tensor) -> Tensor:
+            self.costly = True
+            return canvas.to_latent(images)
+
+        return replace(canvas, to_latent=to_latent)
 
     def _unsteady(self, rows: list[Tensors], item: int) -> str | None:
         """Whether the slot answers in training as in evaluation, without drawing and without changing."""

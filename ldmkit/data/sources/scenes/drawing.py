@@ -24,6 +24,12 @@ COLORS: dict[str, Color] = {
     "blue": (45, 105, 225),
     "purple": (155, 70, 200),
 }
+RELATIONS = {
+    "left of": (-1, 0),
+    "right of": (1, 0),
+    "above": (0, -1),
+    "below": (0, 1),
+}  # of the first shape to the second
 
 
 class Random(Protocol):

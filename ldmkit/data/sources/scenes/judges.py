@@ -14,8 +14,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
 from ldmkit.data.source import Judge
-from ldmkit.data.sources.scenes.drawing import AREA, COLORS, GROUNDS, coverage
-from ldmkit.data.sources.scenes.source import RELATIONS
+from ldmkit.data.sources.scenes.drawing import AREA, COLORS, GROUNDS, RELATIONS, coverage
 from ldmkit.errors import DataError
 
 SMALLEST = 0.012  # a patch of colour below this share of the picture is no shape

@@ -23,6 +23,7 @@ from ldmkit.data.sources.scenes.drawing import (
     KIND_PALETTE,
     KINDS,
     REACH,
+    RELATIONS,
     Shape,
     draw,
     extent,
@@ -33,12 +34,6 @@ from ldmkit.fields import Field
 from ldmkit.random import generator
 
 HELD_OUT_FROM = 2**40  # the first index of the held-out scenes
-RELATIONS = {
-    "left of": (-1, 0),
-    "right of": (1, 0),
-    "above": (0, -1),
-    "below": (0, 1),
-}  # of the first shape to the second
 RADII = {1: (0.27, 0.35), 2: (0.175, 0.22), 3: (0.155, 0.185), 4: (0.13, 0.15)}  # by the number of shapes; in sides
 
 
