@@ -22,7 +22,6 @@ from ldmkit.images.files import BadSampleError
 from ldmkit.images.view import Crop, Resample, Size
 from ldmkit.plugins.ranges import Above, InRecipe, Portion, Positive
 
-TRIES = 1000  # samples in a row that may be bad
 ALIGNED_KINDS = ("map", "boxes", "keypoints")  # they say of themselves that they lie on the image
 Buckets = Annotated[tuple[tuple[Positive, Positive], ...], pydantic.Field(min_length=1)]
 
@@ -178,19 +177,17 @@ class Dataset:
         index, key = self._place(item, epoch)
         return self._view(index, key, self.size_of(item))
 
-    def readable(self, item: int, epoch: int = 0, use: Callable[[Sample], None] | None = None) -> Sample:
-        """`sample`, with its picture read and given to `use`. Where either raises `BadSampleError` (a file changed since the
-        scan, a condition that is none) the next one stands in and `problems` says so; where none can be read, `DataError`."""
+    def readable(self, item: int, epoch: int = 0) -> Sample:
+        """`sample`, with its picture read. Where that fails (a file changed since the scan) the next one stands in and
+        `problems` says so; where none can be read, `DataError`."""
         index, key = self._place(item, epoch)
         size = self.size_of(item)  # also of what stands in: a batch has one size
-        tries = min(TRIES, self.info.count or TRIES)
+        tries = 1000 if self.info.count is None else self.info.count
         for _ in range(tries):
             try:
                 sample = self._view(index, key, size)
                 for name in ("image", *(self._read & set(sample))):
                     sample[name]
-                if use is not None:
-                    use(sample)
             except BadSampleError as error:
                 problem = Problem(error.path, error.reason)
                 self.report(problem)

@@ -47,13 +47,8 @@ class Examples:
 
     def __getitem__(self, position: int) -> Example:
         epoch, item = self.order.index(position)
-        prepared: dict[str, Tensors | None] = {}
-
-        def prepare(sample: Sample) -> None:
-            prepared.update({slot: self._prepared(slot, copy, sample, position) for slot, copy in self.copies.items()})
-
         try:
-            sample = self.dataset.readable(item, epoch, prepare)
+            sample = self.dataset.readable(item, epoch)
             image = sample["image"]
         except (LdmkitError, MemoryError):
             raise
@@ -62,6 +57,7 @@ class Examples:
                 f"sample {item} of {type(self.dataset.source).__name__} cannot be read: {type(error).__name__}: {error}",
                 hint="--debug shows where",
             ) from error
+        prepared = {slot: self._prepared(slot, copy, sample, position) for slot, copy in self.copies.items()}
         return Example(position, image, prepared)
 
     def _prepared(self, slot: str, copy: Examiner, sample: Sample, position: int) -> Tensors | None:
@@ -72,14 +68,10 @@ class Examples:
             return copy.prepare(fields, generator(self.seed, f"prepare/{slot}", position))
         except (BadSampleError, MissingFieldError):
             raise
-        except (
-            DataError
-        ) as error:  # a condition that is none: the sample is left out, as one whose image cannot be read
+        except DataError as error:
             read = " and ".join(self.fields[slot].values())
-            hint = f" ({error.hint})" if error.hint else ""
-            raise BadSampleError(
-                sample.name, f"slot {slot} cannot use the field {read}: {error.message}{hint}"
-            ) from error
+            where = error.where or sample.name
+            raise DataError(f"slot {slot}, field {read}: {error.message}", hint=error.hint, where=where) from error
 
 
 def slot_fields(sample: Mapping[str, Any], fields: Mapping[str, str], slot: str) -> Mapping[str, Any] | None:

@@ -220,5 +220,5 @@ def test_pictures_that_break_on_the_way_are_counted_until_none_is_left(tmp_path:
     assert 15 <= len(heard) <= COUNT
     assert len(set(heard)) == len(heard)
     paths[0].unlink()
-    with pytest.raises(DataError, match=r"none of \d+ samples in a row can be used"):
+    with pytest.raises(DataError, match=r"none of the \d+ pictures can be read any more"):
         next(batches(cut(source), NOTHING, start=0, batch=4, seed=0))  # which has none of them in memory

@@ -104,4 +104,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         runs = {name: figures(name, Path(place) / "own") for name in NAMES}
         gentle = {name: figures(name, Path(place) / "gentle", GENTLE)["losses"] for name in NAMES}
-    EXPECTED.write_text(json.dumps({"machine": machine(), "runs": runs, "gentle": gentle}, indent=1) + "\n", encoding="utf-8")
+    EXPECTED.write_text(
+        json.dumps({"machine": machine(), "runs": runs, "gentle": gentle}, indent=1) + "\n", encoding="utf-8"
+    )

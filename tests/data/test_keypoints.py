@@ -1,4 +1,4 @@
-"""Samples whose condition cannot be used are listed and left out; keypoints of a folder."""
+"""Keypoints of a folder; and a condition that cannot be used."""
 
 from __future__ import annotations
 
@@ -61,18 +61,10 @@ def examples(*amounts: float) -> Examples:
     return Examples(Dataset(Amounts(amounts=amounts), size=32), conditioners, seed=0, batch=2)
 
 
-def test_a_sample_whose_condition_is_none_is_left_out_and_named() -> None:
-    made = examples(1.0, -2.0, 3.0)
-    seen = {float(made[position].prepared["amount"]["amount"]) for position in range(6)}  # type: ignore[index]
-    assert seen == {1.0, 3.0}
-    (problem,) = made.dataset.problems
-    assert problem.path == "row 1"
-    assert problem.reason == "slot amount cannot use the field amount: the amount is -2.0 (it is 0 or more)"
-
-
-def test_where_none_can_be_used_that_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"none of 2 samples in a row can be used; the last one: row \d: slot amount"):
-        examples(-1.0, -2.0)[0]
+def test_a_condition_that_is_none_names_sample_slot_field_and_remedy() -> None:
+    with pytest.raises(DataError) as caught:
+        examples(-2.0)[0]
+    assert str(caught.value) == "row 0: slot amount, field amount: the amount is -2.0\n  it is 0 or more"
 
 
 def folder(path: Path, *cells: Any) -> FolderSource:
