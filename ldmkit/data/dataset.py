@@ -194,7 +194,9 @@ class Dataset:
                 index = index + 1 if self.info.count is None else (index + 1) % self.info.count
             else:
                 return sample
-        raise DataError(f"none of {tries} samples in a row can be used; the last one: {problem.path}: {problem.reason}")
+        raise DataError(
+            f"none of the {tries} pictures can be read any more; the last one: {problem.path}: {problem.reason}"
+        )
 
     def report(self, problem: Problem) -> None:
         """Adds to `problems` what is not there yet (data workers find them in another process)."""
