@@ -124,7 +124,8 @@ class KeypointsConditioner(Conditioner):
         kinds[empty, 0] = self.count
         mask = there.clone()
         mask[empty, 0] = True
-        told = self.place(_fourier(points[..., 1:]).to(self.kinds.weight.dtype))
+        down, across = (side / whole for side, whole in zip(canvas.picture or canvas.size, canvas.size, strict=True))
+        told = self.place(_fourier(points[..., 1:] * points.new_tensor([across, down])).to(self.kinds.weight.dtype))
         tokens = (self.kinds(kinds) + told * ~empty[:, None, None]) * mask[..., None]
         return Conditioning(tokens=tokens.to(canvas.dtype), mask=mask)
 

@@ -67,6 +67,9 @@ def test_on_a_larger_canvas_points_lie_on_the_image():
     maps = encoded(made(port="concat"), [[0, 0.5, 0.5]], on=canvas((64, 128), picture=(64, 64))).concat[0, 0]
     assert maps[:, 8:].max() < 1e-6
     torch.testing.assert_close(maps[:, :8], encoded(made(port="concat"), [[0, 0.5, 0.5]]).concat[0, 0])
+    tokens = made()
+    half = encoded(tokens, [[0, 0.5, 0.5]], on=canvas((64, 128), picture=(64, 64))).tokens
+    torch.testing.assert_close(half, encoded(tokens, [[0, 0.25, 0.5]], on=canvas((64, 128))).tokens)
 
 
 def test_a_token_is_its_name_and_what_its_place_says():

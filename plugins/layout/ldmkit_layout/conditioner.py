@@ -123,7 +123,7 @@ class LayoutConditioner(Conditioner):
     def encode(self, prepared: Tensors, canvas: Canvas) -> Conditioning:
         """The transformer's tokens; a row without a box has the one that says so."""
         dtype = self.kinds.weight.dtype
-        boxes, there = prepared["boxes"], prepared["mask"]
+        boxes, there = _on_canvas(prepared["boxes"], canvas), prepared["mask"]
         empty = ~there.any(1)
         kinds = boxes[..., 0].long().clamp(0, self.count - 1)
         kinds[empty, 0] = self.count
@@ -164,6 +164,14 @@ class LayoutConditioner(Conditioner):
             return self.names
         theirs = self.known_fields.get("boxes", Field("boxes")).names
         return theirs if theirs is not None and len(theirs) <= self.count else None
+
+
+def _on_canvas(boxes: Tensor, canvas: Canvas) -> Tensor:
+    """Boxes in shares of the image -> in shares of the canvas, of which the image may be the upper left."""
+    if canvas.picture in (None, canvas.size):
+        return boxes
+    down, across = (side / whole for side, whole in zip(canvas.picture, canvas.size, strict=True))
+    return boxes * boxes.new_tensor([1.0, across, down, across, down])
 
 
 def _fourier(sides: Tensor) -> Tensor:

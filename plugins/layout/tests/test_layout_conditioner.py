@@ -79,6 +79,16 @@ def test_the_order_of_boxes_says_nothing():
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("form", ["boxes", "paper"])
+def test_boxes_of_an_image_that_fills_half_of_its_canvas_lie_in_that_half(form):
+    conditioner = made(form=form)
+    whole = Canvas((64, 128), (8, 16), torch.device("cpu"), torch.float32, lambda images: images)
+    half = Canvas((64, 128), (8, 16), torch.device("cpu"), torch.float32, lambda images: images, picture=(64, 64))
+    wide, narrow = (conditioner.collate([{"boxes": torch.tensor([[0, 0.2, 0.1, r, 0.5]])}]) for r in (0.8, 0.4))
+    narrow["boxes"][..., 1] = 0.1
+    torch.testing.assert_close(conditioner.encode(wide, half).tokens, conditioner.encode(narrow, whole).tokens)
+
+
 def test_an_empty_layout_is_one_token_and_no_null():
     conditioner = made(depth=0)
     prepared = conditioner.collate([conditioner.prepare({"boxes": torch.zeros(0, 5)})] * 2)
