@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class InpaintingConditioner(Conditioner):
     What is kept is kept to the pixel: `finish` puts it back. The null is a mask that is white everywhere: nothing is known.
     """
 
-    reads: tuple[str, ...] = ("image",)
+    reads: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(
         self,

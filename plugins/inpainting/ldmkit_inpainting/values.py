@@ -73,7 +73,7 @@ def _grey(mask: Any) -> Any:
     try:
         opened = image_of(mask, channels=1)
     except LdmkitError as error:
-        raise UsageError(f"the mask cannot be read: {error.message}", hint=HINT) from error
+        raise UsageError(f"the mask: {str(error).splitlines()[0]}", hint=HINT) from error
     return opened.point(lambda level: 255 * level) if opened.getextrema()[1] == 1 else opened
 
 
