@@ -53,7 +53,7 @@ def _conditioner(
     from ldmkit.testing import ContractError, check_conditioner
 
     kind = registry.conditioners.load(name)
-    source = _source(registry, data).split("train")
+    source = source_of(registry.data_sources, data).split("train")
     info = source.info().fields
     known = {field: info[fields.get(field, field)] for field in kind.reads if fields.get(field, field) in info}
     aligned = frozenset(fields.get(field, field) for field in kind.aligned)
@@ -72,15 +72,17 @@ def _conditioner(
     return None
 
 
-def _source(registry: Registry, data: Mapping[str, Any]) -> Source:
-    """The data source of this type with these options. Raises UsageError for options it does not take."""
+def source_of(catalog: Catalog, data: Mapping[str, Any]) -> Source:
+    """The data source of this `type` with these options; keys that are none of its are left out.
+
+    Raises UsageError for options it does not take."""
     from pydantic import ValidationError
 
     from ldmkit.errors import UsageError
     from ldmkit.messages import problems_of
 
-    kind = registry.data_sources.load(data["type"])
-    model = registry.data_sources.options_of(kind)
+    kind = catalog.load(data["type"])
+    model = catalog.options_of(kind)
     given = {key: value for key, value in data.items() if key in model.names()}
     try:
         made: Source = kind(**model.read(given).arguments())

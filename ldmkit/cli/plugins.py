@@ -107,6 +107,10 @@ def show(name: str, given: tuple[str, ...], files: tuple[str, ...], as_json: boo
             click.echo(
                 f"    {option['name']}: {option['type']}, {default}" + (f"; {option['help']}" if option["help"] else "")
             )
+        if facts.get("fields"):
+            click.echo("  fields:")
+            for field, form in facts["fields"].items():
+                click.echo(f"    {field}: {form}")
 
 
 @command.command()
@@ -212,6 +216,7 @@ def _details(catalog: Catalog, name: str, given: dict[str, Any]) -> dict[str, An
         "about": ((loaded.__doc__ or "").strip().splitlines() or [""])[0],
         "options": options,
         **_conditioner_facts(catalog, loaded, given),
+        **_source_facts(catalog, name, loaded, given),
     }
 
 
@@ -234,6 +239,21 @@ def _conditioner_facts(catalog: Catalog, loaded: Any, given: dict[str, Any]) -> 
         return {**facts, "ports": "known once its options are: give some with -o NAME=VALUE"}
     ports = {port: width for port, width in vars(emits).items() if width}
     return {**facts, "ports": ", ".join(f"{port} {width}" for port, width in ports.items())}
+
+
+def _source_facts(catalog: Catalog, name: str, loaded: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a data source and their form, of what is given and defaults; nothing where a required option is not given."""
+    from ldmkit.cli.contract import source_of
+    from ldmkit.data import Source
+    from ldmkit.fields import described
+
+    if not (isinstance(loaded, type) and issubclass(loaded, Source)):
+        return {}
+    required = {field.alias for field in catalog.options_of(loaded).model_fields.values() if field.is_required()}
+    if required - set(given):
+        return {}
+    source = source_of(catalog, {"type": name, **given})
+    return {"fields": {field: described(facts) for field, facts in source.info().fields.items()}}
 
 
 def _unknown(name: str, registry: Registry) -> Exception:

@@ -109,6 +109,14 @@ class Examiner:
             raise self._unlike("fidelity", found, f"a tensor of shape ({len(images)},), one value per image, or None")
         return found
 
+    def finish(self, images: Tensor, prepared: Tensors) -> Tensor:
+        """What `sample` returns of decoded images (b, c, h, w). Raises `PluginError`."""
+        with torch.no_grad():
+            found: Any = called(self.who, "finish", lambda: self.conditioner.finish(images, prepared))
+        if not isinstance(found, Tensor) or found.shape != images.shape or found.dtype != images.dtype:
+            raise self._unlike("finish", found, f"images of shape {tuple(images.shape)} in {dtype_name(images.dtype)}")
+        return found
+
     def _unlike(self, method: str, got: Any, expected: str) -> PluginError:
         shape = f" of shape {tuple(got.shape)}" if isinstance(got, Tensor) else ""
         return PluginError(f"{self.who} gave {type(got).__name__}{shape} as {method}; expected {expected}")

@@ -173,6 +173,14 @@ class Conditioner(nn.Module, ABC):
         """The image size (h, w) that this condition of one sample implies."""
         return None
 
+    def finish(self, images: Tensor, prepared: Tensors) -> Tensor:
+        """Decoded images (b, c, h, w) in [-1, 1] -> what `sample` returns: where a condition holds pixels that are to stay.
+
+        Called for the rows that have the condition, with their batch of it. An image that is smaller than the canvas it was
+        painted on lies in its upper left corner. Default: the images as they are.
+        """
+        return images
+
     def preview(self, prepared: Tensors) -> Image | str | None:
         """One sample's condition for a person to see, in grids and reports."""
         return None

@@ -247,6 +247,16 @@ class ConditionerSet(nn.Module):
             concat=torch.cat(concat, dim=1) if concat else None,
         )
 
+    def finish(self, images: Tensor, batch: Batch) -> Tensor:
+        """Decoded images (b, c, h, w) through `Conditioner.finish` of every slot, in recipe order, in the rows that have it."""
+        for slot in self.slots:
+            prepared, present = batch.prepared[slot], batch.present[slot]
+            if prepared is None or type(self[slot]).finish is Conditioner.finish or not bool(present.any()):
+                continue
+            finished = self.examiner(slot).finish(images, prepared)
+            images = torch.where(present.to(images.device)[:, None, None, None], finished, images)
+        return images
+
     def nulls(self, canvas: Canvas) -> dict[str, Tensor]:
         """Every null, materialised as ``slot.port`` -> one row: with these a model samples without a plugin's code."""
         out: dict[str, Tensor] = {}

@@ -78,6 +78,8 @@ class CroppedSample:
             return None
         if field.kind == "boxes":
             return self.view.boxes(np.asarray(value, dtype=np.float32).reshape(-1, 5))
+        if field.kind == "keypoints":
+            return self.view.keypoints(np.asarray(value, dtype=np.float32).reshape(-1, 3), field.mirrored())
         if field.kind == "map":
             value = to_ids(value)
         if isinstance(value, Image.Image):
@@ -94,7 +96,7 @@ class CroppedSample:
         ids = array.ndim == 2 and (array.dtype == np.bool_ or np.issubdtype(array.dtype, np.integer))
         return self.view.ids(array) if ids else self.view.numbers(array)
 
-    def loose(self, name: str) -> Any:
+    def loose(self, name: str, field: Field) -> Any:
         """A field that does not lie on the image.
 
         Another image becomes a tensor at its own size, of several captions one is drawn for the view, the rest stays.
@@ -102,7 +104,8 @@ class CroppedSample:
         value = self.raw[name]
         if isinstance(value, Image.Image):
             return to_tensor(_image(value))
-        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        texts = isinstance(value, list) and field.kind != "words" and all(isinstance(text, str) for text in value)
+        if texts and value:
             purpose, position = self.key
             drawn = torch.randint(len(value), (), generator=generator(self.seed, f"{purpose}/{name}", position))
             return value[int(drawn)]

@@ -22,6 +22,7 @@ from ldmkit.images.files import BadSampleError
 from ldmkit.images.view import Crop, Resample, Size
 from ldmkit.plugins.ranges import Above, InRecipe, Portion, Positive
 
+ALIGNED_KINDS = ("map", "boxes", "keypoints")  # they say of themselves that they lie on the image
 Buckets = Annotated[tuple[tuple[Positive, Positive], ...], pydantic.Field(min_length=1)]
 
 
@@ -41,7 +42,7 @@ class Dataset:
         jitter: the picture's colours, drawn for each view; fields that are aligned with it keep theirs.
         buckets: sizes (h, w) to be cut to instead of `size`: each picture to the nearest in aspect ratio. None: all to `size`.
         seed: of the views.
-        aligned: fields that lie pixel on pixel with the image, besides all maps and boxes.
+        aligned: fields that lie pixel on pixel with the image, besides all maps, boxes and keypoints.
 
     A source's own `view_defaults` are not applied: ``Dataset(source, size=64, **source.view_defaults)`` does. Raises
     DataError for an empty source, and for settings that no view can be cut with.
@@ -73,9 +74,8 @@ class Dataset:
         self.substituted: dict[Problem, None] = {}  # in the order found
         self.listener: Callable[[Problem], None] | None = None  # told of every new problem
         self._check()
-        kinds = {name: field.kind for name, field in self.info.fields.items()}
         self._read = aligned  # what will be read for certain; a map that nobody asks for stays on the disk
-        lies = {name for name, field in self.info.fields.items() if field.aligned or kinds[name] in ("map", "boxes")}
+        lies = {name for name, field in self.info.fields.items() if field.aligned or field.kind in ALIGNED_KINDS}
         self.aligned = aligned | lies
 
     def _check(self) -> None:
@@ -229,10 +229,9 @@ class Dataset:
         cut = CroppedSample(raw, self.cutting, size, self.seed, key)
         loaders: dict[str, Callable[[], Any]] = {}
         for name in raw:
+            field = self.info.fields.get(name, Field("other"))
             if name == "image":
                 loaders[name] = cut.picture
-            elif name in self.aligned:
-                loaders[name] = partial(cut.aligned, name, self.info.fields.get(name, Field("other")))
             else:
-                loaders[name] = partial(cut.loose, name)
+                loaders[name] = partial(cut.aligned if name in self.aligned else cut.loose, name, field)
         return Sample(loaders, name=raw.name, origins={name: raw.origin(name) for name in raw})

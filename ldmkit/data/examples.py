@@ -11,8 +11,9 @@ from torch import Tensor
 from ldmkit.conditioning import Batch, Tensors
 from ldmkit.conditioning.checks import Examiner
 from ldmkit.data.dataset import Dataset
-from ldmkit.data.sample import Sample
+from ldmkit.data.sample import MissingFieldError, Sample
 from ldmkit.errors import DataError, LdmkitError
+from ldmkit.images.files import BadSampleError
 from ldmkit.random import generator
 
 
@@ -63,7 +64,14 @@ class Examples:
         fields = slot_fields(sample, self.fields[slot], slot)
         if fields is None:
             return None
-        return copy.prepare(fields, generator(self.seed, f"prepare/{slot}", position))
+        try:
+            return copy.prepare(fields, generator(self.seed, f"prepare/{slot}", position))
+        except (BadSampleError, MissingFieldError):
+            raise
+        except DataError as error:
+            read = " and ".join(self.fields[slot].values())
+            where = error.where or sample.name
+            raise DataError(f"slot {slot}, field {read}: {error.message}", hint=error.hint, where=where) from error
 
 
 def slot_fields(sample: Mapping[str, Any], fields: Mapping[str, str], slot: str) -> Mapping[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,6 +91,24 @@ class View:
         if self.flip:
             out[:, [1, 3]] = 1 - out[:, [3, 1]]
         return out[(out[:, 3] > out[:, 1]) & (out[:, 4] > out[:, 2])]
+
+    def keypoints(self, points: NDArray[Any], mirrored: Sequence[int] | None = None) -> Tensor:
+        """Rows (point, x, y) in fractions of the picture -> the same of the view; those outside are gone.
+
+        `mirrored` gives each point's id in a mirrored view: a left eye is a right one there.
+        """
+        if len(points) == 0:
+            return torch.zeros(0, 3)
+        height, width = self.picture
+        left, top, right, bottom = self.window
+        out = torch.as_tensor(np.asarray(points), dtype=torch.float32).clone()
+        out[:, 1] = (out[:, 1] * width - left) / (right - left)
+        out[:, 2] = (out[:, 2] * height - top) / (bottom - top)
+        if self.flip:
+            out[:, 1] = 1 - out[:, 1]
+            if mirrored is not None:
+                out[:, 0] = torch.tensor(mirrored, dtype=torch.float32)[out[:, 0].long()]
+        return out[((out[:, 1:] >= 0) & (out[:, 1:] <= 1)).all(1)]
 
     def _mirrored(self, image: Image.Image) -> Image.Image:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image

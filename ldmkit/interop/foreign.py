@@ -109,9 +109,13 @@ def stand_in(stage: ForeignStage, *, tokens: int = 0, length: int = 0, vector: i
 
 
 def beside_latent(model: str, channels: int, registry: Registry) -> Found:
-    """A slot for channels that a model or pipeline of this name joins to the latent; its value is what that would join."""
+    """A slot for channels that a model or pipeline of this name joins to the latent: of the conditioner that reads them, else its
+    value is what that would join."""
     name, what = next((value for key, value in BESIDE_LATENT.items() if key in model), ("concat", ""))
-    found = stand_in(ForeignStage(model, {}, name, "concat", channels), registry=registry)
+    stage = ForeignStage(model, {}, name, "concat", channels)
+    if (claimed := find(stage, registry)) is not None:
+        return claimed
+    found = stand_in(stage, registry=registry)
     return replace(found, notes=(*found.notes, f"the channels of {found.name}: {what}")) if what else found
 
 

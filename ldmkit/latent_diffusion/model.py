@@ -132,8 +132,9 @@ class LatentDiffusion(Networks):
         start = None if image is None else self._picture(image, canvas.size, len(given))
         rest = user_images.kept(mask, keep, size=canvas.size, count=len(given))
         rest = None if rest is None else rest.to(self.device)
+        batch = self._user_batch(prepared)
         latents = self.sample_latents(
-            self._user_batch(prepared),
+            batch,
             size=size,
             seed=seed,
             noise=noise,
@@ -157,7 +158,7 @@ class LatentDiffusion(Networks):
         if start is not None and rest is not None:
             # What was kept is the image itself, not what the autoencoder makes of it.
             images = torch.lerp(images, start.to(images.dtype), rest.to(images.dtype))
-        images = images[..., : size[0], : size[1]]
+        images = self.conditioners.finish(images[..., : size[0], : size[1]], batch)
         if output == "tensor":
             return images
         return SampledImages(user_images.to_pil(images), conditions=given, seeds=range(seed, seed + len(given)))
@@ -165,7 +166,7 @@ class LatentDiffusion(Networks):
     @torch.no_grad()
     def sample_batch(self, batch: Batch, **settings: Any) -> Tensor:
         """Images (b, c, h, w) in [-1, 1] for prepared conditions; settings as in `sample_latents`."""
-        return self._decoded(self.sample_latents(batch, **settings))
+        return self.conditioners.finish(self._decoded(self.sample_latents(batch, **settings)), batch)
 
     @torch.no_grad()
     def sample_latents(

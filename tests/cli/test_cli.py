@@ -207,6 +207,19 @@ def test_a_plugin_is_shown_with_options_and_ports(capsys):
     assert "eta: float (>= 0, <= 1), default 0.0" in capsys.readouterr().out
 
 
+def test_a_data_source_is_shown_with_its_fields(tmp_path, capsys):
+    assert call("plugins", "show", "scenes", "-o", 'kinds=["star"]') == 0
+    out = capsys.readouterr().out
+    assert "boxes: rows (class, left, top, right, bottom), sides in [0, 1], aligned: star\n" in out
+    assert "mask: a grey image, aligned\n" in out
+    assert call("plugins", "show", "folder", "--json") == 0
+    assert "fields" not in json.loads(capsys.readouterr().out)  # its path is not known yet
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+    assert call("plugins", "show", "folder", "-o", f"path={tmp_path}", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["fields"] == {"image": "an image", "file_name": "a text"}
+
+
 def test_plan_shows_parts_and_stages_as_plain_text_and_json(capsys):
     small = ["--set", "autoencoder.channels=8", "--set", "autoencoder.latent_channels=3"]
     assert call("plan", "superres", "--json", *small) == 0

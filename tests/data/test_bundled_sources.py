@@ -15,6 +15,7 @@ from ldmkit.data import Dataset, Sample, Source
 from ldmkit.data.sources.digits.source import DigitsSource
 from ldmkit.data.sources.photos import GREY_PHOTOS, PHOTOS, PhotosSource
 from ldmkit.data.sources.scenes.judges import parse
+from ldmkit.data.sources.scenes.place_judges import iou
 from ldmkit.data.sources.scenes.source import RELATIONS, ScenesSource
 from ldmkit.errors import DataError
 
@@ -181,13 +182,32 @@ def test_judges_read_held_out_scenes() -> None:
     source = ScenesSource()
     images, truth = samples(source.split("validation"), 64, 48)
     shuffled = truth[1:] + truth[:1]
-    for field, least, most_by_chance in (("caption", 0.99, 0.35), ("map", 0.98, 0.2), ("label", 0.99, 0.5)):
+    scores = {"caption": (0.99, 0.35), "map": (0.98, 0.2), "label": (0.99, 0.5), "boxes": (0.9, 0.15)}
+    for field, (least, most_by_chance) in (scores | {"keypoints": (0.99, 0.15)}).items():
         judge = source.judge(field)
         assert judge is not None
         assert judge.score(images, truth).mean() >= least
         assert judge.score(images, shuffled).mean() <= most_by_chance
         blurred = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2.0, mode="bilinear")
         assert judge.score(blurred, truth).mean() >= least - 0.03
+
+
+def test_judges_of_places_agree_with_what_is_drawn() -> None:
+    source = ScenesSource(shapes=(2, 2))
+    (image,), (sample,) = samples(source, 64, 1)
+    for field in ("boxes", "keypoints"):
+        judge = source.judge(field)
+        assert judge is not None
+        rows = sample[field]
+        one, none = rows[:1], rows[:0]
+        assert float(judge.score(image[None], [{field: rows}])) > 0.85
+        assert float(judge.score(image[None], [{field: one}])) == pytest.approx(0.5, abs=0.1)  # a shape too many
+        assert float(judge.score(image[None], [{field: none}])) == 0.0
+        moved = rows.clone()
+        moved[:, 1:] = (moved[:, 1:] + 0.5) % 1
+        assert float(judge.score(image[None], [{field: moved}])) < 0.3
+    # 1 of 1 + 1 - 1/4: squares of side 1 that overlap in a quarter
+    assert iou((0, 0, 1, 1), (0.5, 0.5, 1.5, 1.5)) == pytest.approx(0.25 / 1.75)
 
 
 def test_judges_see_what_is_wrong() -> None:

@@ -252,3 +252,31 @@ def test_impossible_options(options: dict[str, Any], message: str) -> None:
 def test_items_outside_are_an_error() -> None:
     with pytest.raises(DataError, match="outside"):
         Dataset(Ramps(), size=32).sample(3)
+
+
+def test_keypoints_follow_the_view_and_left_is_right_in_a_mirror() -> None:
+    names = ("left_eye", "nose", "right_eye", "left", "LeftHand", "RightHand", "l_ear", "r_ear", "bright", "Copyright")
+    mirrored = Field("keypoints", names=names).mirrored()
+    assert mirrored == (2, 1, 0, 3, 5, 4, 7, 6, 8, 9)  # "left" has no counterpart; the last two only contain "right"
+    points = np.array([[0, 0.25, 0.5], [1, 0.5, 0.6], [2, 0.9, 0.5]], dtype=np.float32)
+    view = View((100, 100), (20.0, 40.0, 60.0, 80.0), (64, 64), flip=False)
+    # (25 - 20) / 40, (50 - 40) / 40; (50 - 20) / 40, (60 - 40) / 40; 90 lies outside
+    assert torch.allclose(view.keypoints(points), torch.tensor([[0, 0.125, 0.25], [1, 0.75, 0.5]]))
+    flipped = View(view.picture, view.window, view.size, flip=True)
+    assert torch.allclose(flipped.keypoints(points, mirrored), torch.tensor([[2, 0.875, 0.25], [1, 0.25, 0.5]]))
+    assert torch.allclose(flipped.keypoints(points)[:, 0], torch.tensor([0.0, 1.0]))
+    assert view.keypoints(np.zeros((0, 3))).shape == (0, 3)
+    assert Field("keypoints", 4).mirrored() is None
+
+
+def test_words_are_all_kept_and_of_captions_one_is_drawn() -> None:
+    class Listed(Ramps):
+        def info(self) -> Info:
+            return Info(3, {"image": Field("image"), "words": Field("words"), "caption": Field("text")})
+
+        def __getitem__(self, index: int) -> Mapping[str, Any]:
+            return {"image": ramp(64, 64), "words": ["red", "old"], "caption": ["a b", "c d"]}
+
+    sample = Dataset(Listed(), size=32).sample(0)
+    assert sample["words"] == ["red", "old"]
+    assert sample["caption"] in ("a b", "c d")

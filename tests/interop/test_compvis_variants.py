@@ -52,7 +52,6 @@ def changed(original, target="LatentDiffusion", network=None, **params):
 
 
 MODELS = {
-    "LatentInpaintDiffusion": ({"in_channels": 8}, "masked_image", 5),
     "LatentDepth2ImageDiffusion": ({"in_channels": 4}, "depth", 1),
     "LatentUpscaleDiffusion": (
         {"in_channels": 6, "num_classes": 12, "disable_self_attentions": [True, True]},
@@ -82,6 +81,22 @@ def test_what_lies_beside_the_latent_gets_a_slot(registry, tmp_path, original, t
     labels = torch.tensor([5, 5]) if levels else None
     wanted = unet(x, t, tokens=conditioning.tokens, mask=conditioning.mask, concat=concat, labels=labels)
     torch.testing.assert_close(found.model.predict_noise(x, t, conditioning), wanted)
+
+
+@torch.no_grad()
+def test_inpainting_is_read_by_the_conditioner_that_knows_it(registry, tmp_path, original):
+    """Stable Diffusion's: the channels are the latent, the mask (1: painted anew), the latent of the masked image."""
+    config, tensors, unet = changed(original, "LatentInpaintDiffusion", {"in_channels": 7}, conditioning_key="hybrid")
+    model = import_compvis(saved(tmp_path / "m.ckpt", tensors), config, registry=registry).model
+    assert list(model.conditioners) == ["text", "inpainting"]
+    image, mask = torch.rand(3, *model.size) * 2 - 1, torch.zeros(1, *model.size)
+    mask[:, :, : model.size[1] // 2] = 1
+    conditioning = model.condition([{"text": [1, 4, 2], "inpainting": (image, mask)}])
+    masked = model.autoencoder.encode((image * (mask < 0.5))[None])
+    concat = torch.cat([torch.nn.functional.interpolate(mask[None], masked.shape[-2:]), masked], dim=1)
+    x, t = torch.randn(1, 3, *masked.shape[-2:]), torch.tensor([300])
+    wanted = unet(x, t, tokens=conditioning.tokens, mask=conditioning.mask, concat=concat)
+    torch.testing.assert_close(model.predict_noise(x, t, conditioning), wanted)
 
 
 @torch.no_grad()

@@ -41,7 +41,6 @@ CLIP = CLIPTextConfig(
 )  # fmt: skip
 # pipeline -> channels the UNet reads, the slot of those beside the latent, and further options of the UNet
 PIPELINES = {
-    "StableDiffusionInpaintPipeline": (9, "masked_image", {}),
     "StableDiffusionDepth2ImgPipeline": (5, "depth", {}),
     "StableDiffusionInstructPix2PixPipeline": (8, "image", {}),
     "StableDiffusionUpscalePipeline": (
@@ -96,13 +95,39 @@ def test_what_lies_beside_the_latent_gets_a_slot(registry, tmp_path, pipeline):
     assert (model.predict_noise(x, t, conditioning) - wanted).abs().max() < 1e-5 * wanted.std()
 
 
-def test_the_command_writes_and_samples_them(registry, tmp_path):
+@torch.no_grad()
+def test_inpainting_is_read_by_the_conditioner_that_knows_it(registry, tmp_path):
+    """The UNet reads latent, mask, masked latent; the mask is 1 where it is painted anew, holes are grey."""
     import ldmkit
 
     unet = randomised(diffusers.UNet2DConditionModel(in_channels=9, **CONDITION))
     import_to(folder(tmp_path / "in", "StableDiffusionInpaintPipeline", unet), tmp_path / "out", registry=registry)
     model = ldmkit.load(tmp_path / "out", registry=registry)
-    values = {"text": [1, 5, 2], "masked_image": torch.randn(1, 5, 8, 8)}
+    assert list(model.conditioners) == ["text", "inpainting"]
+    image, mask = torch.rand(3, *model.size) * 2 - 1, torch.zeros(1, *model.size)
+    mask[:, : model.size[0] // 2] = 1
+    conditioning = model.condition([{"text": [1, 5, 2], "inpainting": (image, mask)}])
+    masked = model.autoencoder.encode((image * (mask < 0.5))[None])
+    grid = masked.shape[-2:]
+    concat = torch.cat([torch.nn.functional.interpolate(mask[None], grid), masked], dim=1)
+    x, t = torch.randn(1, 4, *grid), torch.tensor([300])
+    wanted = unet(torch.cat([x, concat], dim=1), t, encoder_hidden_states=conditioning.tokens).sample
+    assert (model.predict_noise(x, t, conditioning) - wanted).abs().max() < 1e-5 * wanted.std()
+    values = {"text": [1, 5, 2], "inpainting": (image, mask)}
+    made = model.sample(values, steps=2, sampler="ddim", spacing="leading", output="tensor")
+    kept = (mask == 0)[None].expand_as(made)
+    assert torch.equal(made[kept], image[None][kept])
+
+
+def test_the_command_writes_and_samples_them(registry, tmp_path):
+    import ldmkit
+
+    unet = randomised(diffusers.UNet2DConditionModel(in_channels=8, **CONDITION))
+    import_to(
+        folder(tmp_path / "in", "StableDiffusionInstructPix2PixPipeline", unet), tmp_path / "out", registry=registry
+    )
+    model = ldmkit.load(tmp_path / "out", registry=registry)
+    values = {"text": [1, 5, 2], "image": torch.randn(1, 4, 8, 8)}
     assert torch.isfinite(model.sample(values, steps=2, sampler="ddim", spacing="leading", output="latent")).all()
 
 

@@ -38,6 +38,8 @@ def columns(rows: Sequence[Row | None], classes: Sequence[str] | None) -> dict[s
             out[name.removesuffix(PARTNER)] = Column(Field("image"), cells)
         elif name in CAPTIONS:
             out[name] = captions(cells)
+        elif name == "keypoints":
+            out[name] = Column(Field("keypoints"), cells)
         elif name == "objects":
             out["boxes"] = _objects(cells, rows, classes)
         else:
@@ -73,15 +75,15 @@ def natural(text: str) -> tuple[Any, ...]:
 
 def _plain(cells: Sequence[Any]) -> Column:
     there = [cell for cell in cells if cell is not None]
-    numbers = [_number(cell) for cell in there]
+    numbers = [number(cell) for cell in there]
     if there and all(number is not None for number in numbers):
-        return Column(Field("number"), [None if cell is None else _number(cell) for cell in cells])
+        return Column(Field("number"), [None if cell is None else number(cell) for cell in cells])
     if all(isinstance(cell, str) for cell in there):
         return Column(Field("text"), [None if cell is None else clean(cell) for cell in cells])
     return Column(Field("other"), cells)
 
 
-def _number(cell: Any) -> float | None:
+def number(cell: Any) -> float | None:
     """A cell as a finite number: CSV knows only texts."""
     try:
         number = float(cell) if isinstance(cell, (int, float, str)) else None
@@ -138,7 +140,7 @@ def _objects(cells: Sequence[Any], rows: Sequence[Row | None], classes: Sequence
         boxes = cell.get("bbox") if isinstance(cell, dict) else None
         own = cell.get("categories", cell.get("category")) if isinstance(cell, dict) else None
         right = isinstance(boxes, list) and all(
-            isinstance(box, list) and len(box) == 4 and all(_number(side) is not None for side in box) for box in boxes
+            isinstance(box, list) and len(box) == 4 and all(number(side) is not None for side in box) for box in boxes
         )
         if not right or not isinstance(own, list) or len(own) != len(boxes or ()):
             raise DataError(

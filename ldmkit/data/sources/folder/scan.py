@@ -15,7 +15,7 @@ import numpy as np
 
 from ldmkit.data.sample import Problem
 from ldmkit.data.source import Part
-from ldmkit.data.sources.folder import captions, label_maps, metadata, row_fields, splits
+from ldmkit.data.sources.folder import captions, keypoints, label_maps, metadata, row_fields, splits
 from ldmkit.data.sources.folder.image_files import Tree, look_at_all, walk
 from ldmkit.data.sources.folder.index import Asked, Entry, FolderIndex, describe
 from ldmkit.data.sources.folder.metadata import Row
@@ -92,6 +92,8 @@ def _describe(index: FolderIndex, tree: Tree, found: splits.Splits, asked: Asked
             )
     if "boxes" in index.columns:
         _relative_boxes(index)
+    if keypoints.NAME in index.columns:
+        keypoints.relate(index)
     if (empty := _empty_captions(index)) is not None:
         index.notes.append(empty)
 

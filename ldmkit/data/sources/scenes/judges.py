@@ -29,6 +29,7 @@ class Found:
     kind: str
     x: float
     y: float
+    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # left, top, right, bottom in sides of the picture
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Reader:
         for color, mask in self._patches(pixels, base):
             kind, y, x = self._kind(mask)
             ids[mask] = len(self.grounds) + self.kinds.index(kind)
-            shapes.append(Found(color, kind, x, y))
+            shapes.append(Found(color, kind, x, y, _box(mask)))
         return Reading(self.grounds[ground], tuple(shapes), ids)
 
     def _patches(self, pixels: NDArray[Any], base: NDArray[Any]) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -111,6 +112,13 @@ def _grown(core: NDArray[np.bool_], pixels: NDArray[Any], base: NDArray[Any]) ->
     grown = patches == np.bincount(patches[core]).argmax()
     filled: NDArray[np.bool_] = ndimage.binary_fill_holes(grown)
     return filled
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what is True, in sides of the picture."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = mask.shape
+    return (columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
 
 
 class CaptionJudge(Judge):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 
 from ldmkit.data.sample import Info, Sample
 from ldmkit.data.source import Judge, Part, Source
+from ldmkit.data.sources.scenes import derived
 from ldmkit.data.sources.scenes.drawing import (
     COLORS,
     GROUNDS,
@@ -68,7 +69,10 @@ class ScenesSource(Source):
         seed: another seed, other scenes.
 
     Fields: `image`; `caption`; `map` (ids: the grounds, then the kinds of shape); `boxes` (class: the kind of shape); `label`
-    (the ground); `shapes` (their number).
+    (the ground); `depth` (white is near), `edges` and `mask` (white around one shape), grey images aligned with `image`;
+    `keypoints` (the centre of the shape in each colour); `attributes` (colours, kinds and ground, as words); `numbers`, and each
+    of them under its name: `shapes` (how many), `largest` (radius in sides), `covered` (share of the image), `center_x`,
+    `center_y`; `reference` (one shape, cut out).
     """
 
     KINDS: ClassVar[tuple[str, ...]] = tuple(KINDS)
@@ -108,6 +112,7 @@ class ScenesSource(Source):
     def info(self) -> Info:
         """The fields, with the names and colours of their classes."""
         names = (*self.grounds, *self.kinds)
+        words = (*self.colors, *self.kinds, *self.grounds)
         palette = tuple([GROUNDS[g].color for g in self.grounds] + [KIND_PALETTE[k] for k in self.kinds])
         fields = {
             "image": Field("image"),
@@ -115,8 +120,15 @@ class ScenesSource(Source):
             "map": Field("map", len(names), names, palette),
             "boxes": Field("boxes", len(self.kinds), self.kinds),
             "label": Field("label", len(self.grounds), self.grounds),
-            "shapes": Field("number"),
+            "depth": Field("image", channels=1, aligned=True),
+            "edges": Field("image", channels=1, aligned=True),
+            "mask": Field("image", channels=1, aligned=True),
+            "keypoints": Field("keypoints", len(self.colors), self.colors),
+            "attributes": Field("words", len(words), words),
+            "numbers": Field("numbers", names=derived.NUMBERS),
+            "reference": Field("image", channels=3),
         }
+        fields |= {name: Field("number") for name in derived.NUMBERS}
         count = self.held_out if self.first else self.count
         return Info(count, fields, licence="drawn by ldmkit; no rights reserved (CC0 1.0)")
 
@@ -125,23 +137,15 @@ class ScenesSource(Source):
         if index < 0 or (known is not None and index >= known):
             raise IndexError(f"scene {index} is outside [0, {known})")
         drawn = _Drawn(self, self.first + index)
-        return Sample(
-            {
-                "image": lambda: drawn.image,
-                "caption": lambda: drawn.scene.caption,
-                "map": lambda: label_map(drawn.scene.shapes, self.size, drawn.scene.ground, self.grounds, self.kinds),
-                "boxes": lambda: _boxes(drawn.scene.shapes, self.kinds),
-                "label": lambda: self.grounds.index(drawn.scene.ground),
-                "shapes": lambda: float(len(drawn.scene.shapes)),
-            },
-            name=f"scenes/{self.seed}/{self.first + index}",
-        )
+        return Sample(drawn.loaders(), name=f"scenes/{self.seed}/{self.first + index}")
 
     def judge(self, field: str) -> Judge | None:
-        """Readers of caption, map and label, by colour and shape."""
+        """Readers of caption, map, label, boxes and keypoints, by colour and shape."""
         from ldmkit.data.sources.scenes.judges import CaptionJudge, GroundJudge, MapJudge, Reader
+        from ldmkit.data.sources.scenes.place_judges import BoxJudge, KeypointJudge
 
         judges: dict[str, Any] = {"caption": CaptionJudge, "map": MapJudge, "label": GroundJudge}
+        judges |= {"boxes": BoxJudge, "keypoints": KeypointJudge}
         if field not in judges:
             return None
         judge: Judge = judges[field](Reader(kinds=self.kinds, colors=self.colors, grounds=self.grounds))
@@ -162,6 +166,31 @@ class _Drawn:
     def image(self) -> Image.Image:
         paint = Dice(self.source.seed, "scene-paint", self.index)
         return draw(self.scene.shapes, self.scene.ground, self.source.size, paint)
+
+    def loaders(self) -> dict[str, Callable[[], Any]]:
+        """Field -> what makes it, when it is first read."""
+        source, size = self.source, self.source.size
+
+        def shapes() -> tuple[Shape, ...]:
+            return self.scene.shapes
+
+        return {
+            "image": lambda: self.image,
+            "caption": lambda: self.scene.caption,
+            "map": lambda: label_map(shapes(), size, self.scene.ground, source.grounds, source.kinds),
+            "boxes": lambda: _boxes(shapes(), source.kinds),
+            "label": lambda: source.grounds.index(self.scene.ground),
+            "depth": lambda: derived.depth(shapes(), size),
+            "edges": lambda: derived.edges(shapes(), size),
+            "mask": lambda: derived.mask(shapes(), size, Dice(source.seed, "scene-mask", self.index)),
+            "keypoints": lambda: derived.keypoints(shapes(), source.colors),
+            "attributes": lambda: derived.attributes(shapes(), self.scene.ground),
+            "numbers": lambda: np.array(list(derived.numbers(shapes()).values()), dtype=np.float32),
+            "reference": lambda: derived.reference(
+                self.image, shapes(), Dice(source.seed, "scene-reference", self.index)
+            ),
+            **{name: partial(lambda name: derived.numbers(shapes())[name], name) for name in derived.NUMBERS},
+        }
 
 
 class Dice:
