@@ -62,6 +62,7 @@ def number(value: Any, column: str, error: type[LdmkitError], field: str) -> flo
         found = math.inf
     if math.isinf(found):
         raise error(
-            f"{field}: {column} is {value!r}, and a finite number is needed", hint="leave the cell empty: it is missing"
+            f"{field}: {column} is {value!r}, and a finite number is needed",
+            hint="where it is not known, leave it out (null, an empty cell)",
         )
     return None if math.isnan(found) else found
