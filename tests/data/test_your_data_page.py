@@ -62,6 +62,10 @@ FILES: dict[str, tuple[Writer, dict[str, Any]]] = {
         also(images(), table("captions.csv", "image;caption", lambda i: f"{i}.png;a cat")),
         {"kind": "text"},
     ),
+    "a number in a column": (
+        also(images(), rows(lambda i: {"file_name": f"{i}.png", "height_m": i + 0.5})),
+        {"kind": "number"},
+    ),
     "captions in a column": (also(images(), rows(title)), {"kind": "text"}),
     "label maps in a parallel": (also(images(), maps("../maps", lambda m: m)), {"kind": "map", "classes": 3}),
     "masks of 0": (
