@@ -209,9 +209,9 @@ def test_errors_of_core_and_components_are_reported_together(good):
         ("denoiser.type=unett", "denoiser.type: no denoiser is called 'unett'; installed: unet; did you mean 'unet'?"),
         ("diffusion.schedule=cosin", "diffusion.schedule.type: no schedule is called 'cosin'; installed: cosine, edm, flow, "),
         ("sample.guidance_options=apq", "sample.guidance_options.type: no guidance method is called 'apq'; installed: apg, "),
-        ("train.optimizer=adamv", "train.optimizer.type: no optimizer is called 'adamv'; installed: adam, adamw, adamw-8bit, muon; "),
+        ("train.optimizer=adamv", "no optimizer is called 'adamv'; installed: adam, adamw, adamw-8bit, muon; "),
         ("autoencoder.train.optimizer=lion", "autoencoder.train.optimizer.type: no optimizer is called 'lion'"),
-        ("losses.align.type=repa", "losses.align.type: no loss is called 'repa'; installed: perceptual"),
+        ("losses.align.type=repa", "losses.align.type: no loss is called 'repa'; installed: alignment, contrast, "),
         ("losses={align: null}", "losses.align.type: no loss is called 'align'"),
     ],
 )  # fmt: skip

@@ -49,8 +49,8 @@ class FolderSource(Source):
         check: decode every picture once at the start. Without it, a file cut short is found when its turn comes.
         checksums: a list as `sha256sum` writes it in `path`; a picture that is not what it says is left out when its turn comes.
 
-    Fields: `image`, `file_name`; `label` from a column or from sub-folders; `map`; `boxes` from ``objects``; `keypoints`; and each
-    column of ``metadata.jsonl`` or ``metadata.csv`` under its name. Raises DataError for options out of range, and for a folder,
+    Fields: `image`, `file_name`; `label` from a column or from sub-folders; `map`; `boxes` from ``objects``; `keypoints`; and
+    each column of ``metadata.jsonl`` or ``metadata.csv`` under its name. Raises DataError for options out of range, and for a folder,
     table or map that cannot be read.
     """
 
