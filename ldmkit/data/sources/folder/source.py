@@ -50,8 +50,8 @@ class FolderSource(Source):
         checksums: a list as `sha256sum` writes it in `path`; a picture that is not what it says is left out when its turn comes.
 
     Fields: `image`, `file_name`; `label` from a column or from sub-folders; `map`; `boxes` from ``objects``; `keypoints`; and
-    each column of ``metadata.jsonl`` or ``metadata.csv`` under its name. Raises DataError for options out of range, and for a folder,
-    table or map that cannot be read.
+    each column of ``metadata.jsonl`` or ``metadata.csv`` under its name. Raises DataError for options out of range, and for a
+    folder, table or map that cannot be read.
     """
 
     def __init__(
