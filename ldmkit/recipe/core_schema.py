@@ -260,7 +260,8 @@ class MuonOptimizer(Section):
 
     momentum: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)], Field(description='of the running mean of gradients.')] = 0.95
     nesterov: Annotated[bool, Field(description='look one step ahead.')] = True
-    iterations: Annotated[Annotated[int, Field(ge=1, le=20)], Field(description="of the Newton-Schulz iteration, which makes the momentum's singular values about 1; in bfloat16.")] = 5
+    iterations: Annotated[Annotated[int, Field(ge=1, le=20)], Field(description="of the Newton-Schulz iteration, which makes the momentum's singular values about 1.")] = 5
+    precision: Annotated[Literal['auto', 'bf16', 'fp32'], Field(description="of the iteration: `bf16` is the original's; `auto` is `fp32` on a CPU, where it is faster, else `bf16`.")] = 'auto'
     besides: Annotated[tuple[str, ...], Field(description="patterns of parameters' names that AdamW moves too: the first and last layers.")] = ('*input_blocks.0.*', '*.out.*', '*shortcut*', '*time_embed*', '*label_emb*', '*.stem.*', '*.head.*')
 
 

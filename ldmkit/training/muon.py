@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from ldmkit.training.parallel.shards import is_split
 # Of the quintic iteration: Jordan's, steepest at zero. It ends between 0.7 and 1.2, not at 1, which serves as well.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 EPS = 1e-7
+Precision = Literal["auto", "bf16", "fp32"]
 # First and last layers, what reads the timestep, and ways past the network: by their names in the denoisers of ldmkit.
 EDGES = ("*input_blocks.0.*", "*.out.*", "*shortcut*", "*time_embed*", "*label_emb*", "*.stem.*", "*.head.*")
 
@@ -34,6 +35,7 @@ def muon(
     momentum: Decay = 0.95,
     nesterov: bool = True,
     iterations: Annotated[int, Field(ge=1, le=20)] = 5,
+    precision: Precision = "auto",
     besides: tuple[str, ...] = EDGES,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> Optimizer:
@@ -45,7 +47,8 @@ def muon(
     Args:
         momentum: of the running mean of gradients.
         nesterov: look one step ahead.
-        iterations: of the Newton-Schulz iteration, which makes the momentum's singular values about 1; in bfloat16.
+        iterations: of the Newton-Schulz iteration, which makes the momentum's singular values about 1.
+        precision: of the iteration: `bf16` is the original's; `auto` is `fp32` on a CPU, where it is faster, else `bf16`.
         besides: patterns of parameters' names that AdamW moves too: the first and last layers.
 
     Raises:
@@ -70,7 +73,9 @@ def muon(
             "train.optimizer is muon, which needs whole matrices, and `runtime.distributed: fsdp` splits them",
             hint="take adamw, or `distributed: ddp`",
         )
-    return Muon(hidden, rest, momentum=momentum, nesterov=nesterov, iterations=iterations, betas=betas)
+    return Muon(
+        hidden, rest, momentum=momentum, nesterov=nesterov, iterations=iterations, precision=precision, betas=betas
+    )
 
 
 def _hidden(name: str, group: ParameterGroup, besides: Sequence[str]) -> bool:
@@ -90,9 +95,10 @@ class Muon(Optimizer):
         momentum: float,
         nesterov: bool,
         iterations: int,
+        precision: Precision,
         betas: tuple[float, float],
     ) -> None:
-        self.momentum, self.nesterov, self.iterations = momentum, nesterov, iterations
+        self.momentum, self.nesterov, self.iterations, self.precision = momentum, nesterov, iterations, precision
         super().__init__([group.argument() for group in (*hidden, *rest)], {"lr": hidden[0].lr})
         self._hidden = self.param_groups[: len(hidden)]
         self._adamw = AdamW([group.argument() for group in rest], lr=hidden[0].lr, betas=betas) if rest else None
@@ -119,10 +125,14 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(gradient)
         mean = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
         ahead = gradient.lerp(mean, self.momentum) if self.nesterov else mean
-        update = orthogonal(ahead.flatten(1), self.iterations)
+        update = orthogonal(ahead.flatten(1), self.iterations, self._dtype(parameter))
         factor = 0.2 * math.sqrt(max(update.shape))
         parameter.mul_(1 - lr * weight_decay)
         parameter.add_(update.reshape(parameter.shape), alpha=-lr * factor)
+
+    def _dtype(self, parameter: Tensor) -> torch.dtype:
+        single = self.precision == "fp32" or (self.precision == "auto" and parameter.device.type == "cpu")
+        return torch.float32 if single else torch.bfloat16
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
