@@ -72,5 +72,5 @@ def test_names_that_cannot_be(tmp_path, name):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         write("depth", tmp_path / "x")

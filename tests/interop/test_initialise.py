@@ -45,7 +45,8 @@ def check(model, source, registry, folder):
     done = initialise(model, folder, registry=registry)
     after = first_step(model, HINTS)
     assert not torch.equal(before, after)
-    assert torch.equal(after, first_step(source, HINTS))
+    # With more input channels a convolution may add up in another order: float32 rounding of sums of about 50 terms.
+    torch.testing.assert_close(after, first_step(source, HINTS), rtol=1e-4, atol=1e-4)
     return done
 
 

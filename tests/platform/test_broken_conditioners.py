@@ -275,7 +275,7 @@ class HoldsALock(Level):
 
 
 class Misplaced(Level):
-    reads = ("depth",)
+    reads = ("height",)
 
 
 def registry(kind: type[Conditioner] | None = None, fails_at: int = 0) -> plugins.Registry:
@@ -339,7 +339,7 @@ def test_a_field_that_the_data_lack_is_named_with_those_there_are(tiny):
     recipe = Recipe.parse(tiny(conditioners={"depth": {"type": "level"}}), registry=found)
     train, _ = datasets(recipe, found)
     with pytest.raises(
-        DataError, match=r"slot depth reads the field 'depth', and the data have .*'caption'.*\n.*fields"
+        DataError, match=r"slot depth reads the field 'height', and the data have .*'caption'.*\n.*fields"
     ):
         next(iter(batches(train, build(recipe, found).conditioners, start=0, batch=2, seed=0, steps=1)))
 

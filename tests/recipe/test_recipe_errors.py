@@ -235,8 +235,9 @@ def test_a_conditioner_that_nobody_registered_is_a_plugins_error(good):
     for check in (recipe.require_components, recipe.validate_components):
         with pytest.raises(PluginError) as caught:
             check(plugins.load())
-        assert "conditioners.low_res.type: no conditioner is called 'depth'; installed: class, given, low-res" in str(
-            caught.value
+        assert (
+            "conditioners.low_res.type: no conditioner is called 'depth'; installed: attributes, class, given"
+            in str(caught.value)
         )
         assert "pip install ldmkit-depth" in str(caught.value)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import numpy as np
 import torch
 
 from ldmkit.data import Dataset, batches
@@ -16,6 +17,8 @@ from ldmkit.training.caching.samples import Remembered
 def same(mine: Any, other: Any) -> bool:
     if isinstance(mine, torch.Tensor):
         return mine.dtype == other.dtype and torch.equal(mine, other)
+    if isinstance(mine, np.ndarray):
+        return mine.dtype == other.dtype and bool(np.array_equal(mine, other, equal_nan=mine.dtype.kind == "f"))
     return bool(mine == other)
 
 
