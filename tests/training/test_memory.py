@@ -4,8 +4,8 @@ import pickle
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import numpy as np
+import pytest
 import torch
 
 from ldmkit.data import Dataset, batches
